@@ -1,0 +1,43 @@
+"""The explicit registry of methods: each a factory `(training, *, options) -> Algorithm`, one file per paper."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedjax_pfl import registry
+from fedjax_pfl.algorithms.baselines.centralised import centralised
+from fedjax_pfl.algorithms.baselines.finetune import finetune
+from fedjax_pfl.algorithms.baselines.local_only import local_only
+from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
+from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
+from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
+from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
+from fedjax_pfl.algorithms.personal.ditto import ditto
+from fedjax_pfl.algorithms.personal.fedbn import fedbn
+from fedjax_pfl.algorithms.personal.fedper import fedper
+from fedjax_pfl.core import Algorithm
+from fedjax_pfl.local import Training
+
+METHODS: dict[str, Callable[..., Algorithm]] = {
+    "local": local_only,
+    "centralised": centralised,
+    "finetune": finetune,
+    "fedavg": fedavg,
+    "fedprox": fedprox,
+    "scaffold": scaffold,
+    "fedavgm": fedavgm,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+    "fedbn": fedbn,
+    "fedper": fedper,
+    "ditto": ditto,
+}
+
+
+def build(name: str, training: Training, options: Mapping[str, Any] | None = None) -> Algorithm:
+    """The algorithm registered as `name`.
+
+    Raises:
+        UserError: an unknown name, or an option that does not fit the model.
+    """
+    return registry.lookup(METHODS, name, "config.method")(training, **dict(options or {}))

@@ -1,0 +1,1 @@
+"""Methods that seek one better global model."""

@@ -1,0 +1,196 @@
+"""The core: a cohort of clients, the state of a federation, and the one compiled round that takes state to state.
+
+An algorithm is one or more `Exchange`s: what a client downloads, how ONE client trains, how the server aggregates. `run`
+maps the client's side over the cohort and `compose` makes the `Algorithm` that training, evaluation and checkpoints see.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fedjax_pfl import tree
+
+Variables = Any  # Flax linen variables: {'params': ..., 'batch_stats': ...}
+Server = Any
+Client = Any
+Download = Any
+Upload = Any
+ClientId = Int[Array, ""]
+Round = Int[Array, ""]
+How = str | int
+
+
+class ClientData(NamedTuple):
+    """One client's training examples, padded to the longest client; stacked [K, ...] in a cohort."""
+
+    id: Int[Array, ""]
+    count: Int[Array, ""]  # rows at and after count are padding
+    x: Array  # [n_max, ...] as stored
+    y: Array  # [n_max, ...]
+    noise: Float[Array, ""]  # standard deviation of the noise on inputs scaled to [0, 1]
+
+
+class Cohort(NamedTuple):
+    """The K clients of one round. Padding rows have id N (the number of clients), weight 0 and count 0."""
+
+    ids: Int[Array, " K"]
+    weight: Float[Array, " K"]  # number of training examples; 0 where the upload is lost, or for padding
+    data: ClientData  # leaves [K, ...]
+
+
+class Metrics(NamedTuple):
+    """What one client's local training reports: mergeable sums."""
+
+    loss: Float[Array, ""]  # summed over examples seen
+    examples: Int[Array, ""]
+    steps: Int[Array, ""]
+
+
+class Report(NamedTuple):
+    """What a round reports of each client of the cohort, [K, ...]."""
+
+    ids: Int[Array, " K"]
+    train: Metrics
+    finite: Bool[Array, " K"]  # whether the client's upload holds only finite numbers
+
+
+class State(NamedTuple):
+    """All that a round reads and writes, and all that a checkpoint holds."""
+
+    round: Round
+    server: Server  # each algorithm's own NamedTuple
+    clients: Client  # leaves [N, ...]; () where clients keep nothing
+
+
+class Algorithm(NamedTuple):
+    """All that launch, train, evaluate and checkpoint see of a method."""
+
+    init: Callable[[Variables, int], State]
+    round: Callable[[State, Cohort, Key[Array, ""]], tuple[State, Report]]
+    client_model: Callable[[Server, Client, ClientId], Variables]  # the model that this client would use now
+    global_model: Callable[[Server], Variables] | None  # the one model for everybody, where the method has one
+
+
+class Model(NamedTuple):
+    """A message, or a server, that is a whole model and nothing else."""
+
+    variables: Variables
+
+
+class Exchange(NamedTuple):
+    """One communication, as one client and the server see it.
+
+    `local_update` is written for ONE client; `aggregate` sees the uploads stacked [K, ...]. A field called `variables` in
+    Server, Download or Upload is a whole model: that is how `compose(keep=...)` finds it.
+    """
+
+    download: Callable[[Server, ClientId], Download]
+    local_update: Callable[[Download, Client, ClientData, Round, Key[Array, ""]], tuple[Upload, Client, Metrics]]
+    aggregate: Callable[[Server, Upload, Cohort, Round], Server]
+    select: Callable[[Cohort], Cohort] = lambda cohort: cohort
+
+
+def client_map(function: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
+    """`function`, written for one client, mapped over the first axis of all arguments.
+
+    Args:
+        how: 'vmap' all clients at once; 'map' one after the other; a number: that many at once; 'auto': one after the
+            other on a CPU, where per-client weights make batched products slow (`--mode=benchmark` measures it), all at
+            once elsewhere.
+    """
+    if how == "auto":
+        how = "map" if jax.default_backend() == "cpu" else "vmap"
+    if how == "vmap":
+        return jax.vmap(function)
+    batch_size = None if how == "map" else int(how)
+    return lambda *args: jax.lax.map(lambda each: function(*each), args, batch_size=batch_size)
+
+
+def run(
+    exchange: Exchange, state: State, cohort: Cohort, key: Key[Array, ""], how: How = "auto"
+) -> tuple[State, Report]:
+    """One communication: download, train every client of the cohort, aggregate, put the clients' states back.
+
+    Each client's key comes from its id, so neither the order of the cohort nor its padding changes anything. When every
+    upload is lost the server stays as it was.
+    """
+    cohort = exchange.select(cohort)
+
+    def one_client(client: Client, data: ClientData) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
+        download = exchange.download(state.server, data.id)
+        upload, client, metrics = exchange.local_update(
+            download, client, data, state.round, jax.random.fold_in(key, data.id)
+        )
+        return upload, client, metrics, tree.all_finite((upload, metrics.loss))
+
+    clients = tree.take(state.clients, cohort.ids)
+    uploads, clients, metrics, finite = client_map(one_client, how)(clients, cohort.data)
+    server = exchange.aggregate(state.server, uploads, cohort, state.round)
+    server = tree.where(jnp.any(cohort.weight > 0), server, state.server)
+    state = state._replace(server=server, clients=tree.put(state.clients, cohort.ids, clients))
+    return state, Report(cohort.ids, metrics, finite)
+
+
+def compose(
+    *exchanges: Exchange,
+    init_server: Callable[[Variables, int], Server],
+    client_model: Callable[[Server, Client, ClientId], Variables],
+    init_client: Callable[[Variables], Client] = lambda variables: (),
+    global_model: Callable[[Server], Variables] | None = None,
+    keep: Callable[[Variables], tree.Where] | None = None,
+    how: How = "auto",
+) -> Algorithm:
+    """The algorithm whose round is these exchanges, one after the other; the report is the last one's.
+
+    Args:
+        init_server: the server's state, given the initial model and the number of clients N.
+        init_client: the state of ONE client, given the initial model.
+        keep: names the entries of the shared model that stay with the client (batch norm, a head). They are never taken
+            from the server: a download carries the client's own. A method that keeps any has no global model.
+        how: see `client_map`.
+    """
+    if keep is not None:
+        exchanges = tuple(_keep_local(exchange, keep) for exchange in exchanges)
+        shared_client_model, shared_init_client, global_model = client_model, init_client, None
+
+        def init_client(variables: Variables) -> Kept:
+            return Kept(shared_init_client(variables), tree.split(variables, keep(variables))[0])
+
+        def client_model(server: Server, client: Kept, id: ClientId) -> Variables:
+            server = server._replace(variables=tree.merge(server.variables, client.part))
+            return shared_client_model(server, client.client, id)
+
+    def init(variables: Variables, n: int) -> State:
+        return State(jnp.zeros((), jnp.int32), init_server(variables, n), tree.broadcast(init_client(variables), n))
+
+    def round(state: State, cohort: Cohort, key: Key[Array, ""]) -> tuple[State, Report]:
+        key = jax.random.fold_in(key, state.round)
+        report = None
+        for i, exchange in enumerate(exchanges):
+            state, report = run(exchange, state, cohort, jax.random.fold_in(key, i), how)
+        assert report is not None, "an algorithm needs an exchange"
+        return state._replace(round=state.round + 1), report
+
+    return Algorithm(init, round, client_model, global_model)
+
+
+class Kept(NamedTuple):
+    """A client's state where part of the shared model stays with it."""
+
+    client: Client
+    part: Variables
+
+
+def _keep_local(exchange: Exchange, keep: Callable[[Variables], tree.Where]) -> Exchange:
+    """The same exchange, with the named part of the model coming from and going back to the client."""
+
+    def local_update(download, kept: Kept, data, round, key):
+        download = download._replace(variables=tree.merge(download.variables, kept.part))
+        upload, client, metrics = exchange.local_update(download, kept.client, data, round, key)
+        part, _ = tree.split(upload.variables, keep(upload.variables))
+        return upload, Kept(client, part), metrics
+
+    return exchange._replace(local_update=local_update)

@@ -1,0 +1,215 @@
+"""The local update: one client's epochs of mini-batch training, and the corrections that methods add to its gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fedjax_pfl import tree
+from fedjax_pfl.core import ClientData, How, Metrics, Round, Variables
+
+
+class Batch(NamedTuple):
+    """B rows of a client. The last batch of an epoch may hold padding: rows where `mask` is False."""
+
+    x: Array  # [B, ...] as stored
+    y: Array  # [B, ...]
+    mask: Bool[Array, " B"]
+    noise: Float[Array, ""]
+
+
+Loss = Callable[[Variables, Batch, Key[Array, ""]], tuple[Float[Array, ""], Any]]
+"""Mean loss over the real rows of a batch, and the collections that training changes ({'batch_stats': ...} or {})."""
+
+
+class Training(NamedTuple):
+    """What every method is given: the loss, and how a client trains on it."""
+
+    loss: Loss
+    layers: tuple[str, ...]  # the model's top-level modules, in forward order; the last is the classifier
+    lr: Callable[[Round], Float[Array, ""]]  # the client learning rate eta of a round
+    optimizer: Callable[[Float[Array, ""]], optax.GradientTransformation]  # made anew every round, given eta
+    epochs: int = 1
+    batch_size: int = 32
+    drop_last: bool = False  # drop an epoch's last, incomplete batch (a client smaller than a batch then makes no step)
+    batch_norm: str = "aggregate"  # aggregate | local | local-statistics
+    how: How = "auto"  # see core.client_map
+
+    def steps_per_epoch(self, count: Int[Array, ""]) -> Int[Array, ""]:
+        """Number of batches in one epoch over `count` examples."""
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def keep(self, *wheres: tree.Where) -> Callable[[Variables], tree.Where] | None:
+        """For `core.compose(keep=...)`: what stays with a client by the batch-norm policy, and the parts named besides."""
+        if self.batch_norm == "local":
+            return lambda variables: tree.either(tree.batch_norm(variables), *wheres)
+        if self.batch_norm == "local-statistics":
+            return lambda variables: tree.either(tree.statistics, *wheres)
+        return (lambda variables: tree.either(*wheres)) if wheres else None
+
+
+def permutation(key: Key[Array, ""], count: Int[Array, ""], n_max: int) -> Int[Array, " n_max"]:
+    """A random order of rows 0..count-1, then the padding rows. It doesn't depend on how much padding there is."""
+    order = jax.random.bits(key, (n_max,), jnp.uint32) >> 1
+    return jnp.argsort(jnp.where(jnp.arange(n_max, dtype=count.dtype) < count, order, jnp.uint32(2**32 - 1)))
+
+
+def rows(data: ClientData, index: Int[Array, " B"], mask: Bool[Array, " B"]) -> Batch:
+    """The batch of the given rows."""
+    return Batch(jnp.take(data.x, index, axis=0), jnp.take(data.y, index, axis=0), mask, data.noise)
+
+
+def train(
+    training: Training,
+    tx: optax.GradientTransformation,
+    variables: Variables,
+    data: ClientData,
+    key: Key[Array, ""],
+    *,
+    loss: Loss | None = None,
+    epochs: int | None = None,
+) -> tuple[Variables, Metrics]:
+    """E epochs of mini-batches, each epoch in a fresh random order.
+
+    The number of steps is the client's own, tau = E * ceil(count / B): a client's shorter run costs nothing under
+    `lax.map`, and under `vmap` only the longest client's. Keys: epoch e uses fold_in(key, e), its order fold_in(., 0),
+    step i of it fold_in(fold_in(., 1), i); so the same key gives the same batches to two models.
+
+    Returns:
+        The trained variables, and the loss summed over the examples seen.
+    """
+    loss = loss or training.loss
+    batch_size, n_max = training.batch_size, data.x.shape[0]
+    padding = -n_max % batch_size
+    steps = training.steps_per_epoch(data.count)
+
+    def value(params: Any, rest: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Any]:
+        return loss({"params": params, **rest}, batch, key)
+
+    def step(i, carry):
+        params, rest, opt_state, metrics, order, key = carry
+        start = i * batch_size
+        mask = start + jnp.arange(batch_size, dtype=start.dtype) < data.count
+        batch = rows(data, jax.lax.dynamic_slice(order, (start,), (batch_size,)), mask)
+        (value_, changed), grads = jax.value_and_grad(value, has_aux=True)(params, rest, batch, jax.random.fold_in(key, i))
+        updates, opt_state = tx.update(grads, opt_state, params)
+        seen = jnp.sum(mask, dtype=jnp.int32)
+        metrics = Metrics(metrics.loss + value_ * seen.astype(value_.dtype), metrics.examples + seen, metrics.steps + 1)
+        return optax.apply_updates(params, updates), {**rest, **changed}, opt_state, metrics, order, key
+
+    def epoch(e, carry):
+        key_e = jax.random.fold_in(key, e)
+        order = permutation(jax.random.fold_in(key_e, 0), data.count, n_max)
+        order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
+        carry = jax.lax.fori_loop(0, steps, step, (*carry, order, jax.random.fold_in(key_e, 1)))
+        return carry[:4]
+
+    params, rest = variables["params"], {name: part for name, part in variables.items() if name != "params"}
+    dtype = jax.eval_shape(value, params, rest, rows(data, *_first(batch_size)), key)[0].dtype
+    metrics = Metrics(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    carry = (params, rest, tx.init(params), metrics)
+    params, rest, _, metrics = jax.lax.fori_loop(0, epochs or training.epochs, epoch, carry)
+    return {"params": params, **rest}, metrics
+
+
+def gradient(training: Training, variables: Variables, data: ClientData, key: Key[Array, ""]) -> Any:
+    """The gradient of the mean loss over all of a client's examples at fixed variables, batch by batch in stored order.
+
+    Batch norm uses each batch's own statistics, as training does; running statistics don't change.
+    """
+    batch_size = training.batch_size
+    rest = {name: part for name, part in variables.items() if name != "params"}
+
+    def add_batch(i, total):
+        index = i * batch_size + jnp.arange(batch_size, dtype=data.count.dtype)
+        batch = rows(data, index % data.x.shape[0], index < data.count)
+        grads = jax.grad(lambda params: training.loss({"params": params, **rest}, batch, jax.random.fold_in(key, i))[0])(
+            variables["params"]
+        )
+        return tree.add(total, tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
+
+    total = jax.lax.fori_loop(0, -(-data.count // batch_size), add_batch, tree.zeros_like(variables["params"]))
+    return tree.scale(1 / jnp.maximum(data.count, 1).astype(jnp.result_type(float)), total)
+
+
+def _first(batch_size: int) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    return jnp.zeros((batch_size,), jnp.int32), jnp.ones((batch_size,), bool)
+
+
+def correct(correction: Any) -> optax.GradientTransformation:
+    """g <- g + correction, a constant tree: the control variates of SCAFFOLD."""
+    return optax.stateless(lambda grads, params: tree.add(grads, correction))
+
+
+def proximal(mu: float, anchor: Any) -> optax.GradientTransformation:
+    """g <- g + mu (w - anchor): the gradient of mu/2 ||w - anchor||^2, of FedProx and Ditto."""
+    return optax.stateless(lambda grads, params: tree.add(grads, tree.scale(mu, tree.sub(params, anchor))))
+
+
+def freeze(where: tree.Where, active: Bool[Array, ""]) -> optax.GradientTransformation:
+    """u <- 0 for the parameters named by `where`, while `active`. Chained last, so that decay and momentum rest too."""
+
+    def update(updates, params):
+        chosen, _ = tree.split({"params": updates}, where)
+        frozen = tree.merge({"params": updates}, tree.zeros_like(chosen))["params"]
+        return tree.where(active, frozen, updates)
+
+    return optax.stateless(update)
+
+
+def scale_by_rate(lr: Float[Array, ""]) -> optax.GradientTransformation:
+    """u <- -lr u, with lr a traced number in each leaf's own dtype (optax's would promote it)."""
+    return optax.stateless(lambda updates, params: tree.scale(-lr, updates))
+
+
+def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """Direction of PyTorch's SGD without dampening: b <- momentum b + g; g + momentum b if nesterov, else b."""
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def optimizer(
+    direction: Callable[[], optax.GradientTransformation], *, weight_decay: float = 0.0, clip: float = 0.0
+) -> Callable[[Float[Array, ""]], optax.GradientTransformation]:
+    """eta -> clip the gradient's norm (0: off), add weight_decay * w, take the direction, step by -eta.
+
+    That is PyTorch's order: decay before momentum, and both a method's correction (chained before this) and the decay
+    are part of what momentum carries. Clipping acts on the corrected gradient and excludes the decay.
+    """
+
+    def make(lr: Float[Array, ""]) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(clip) if clip else optax.identity(),
+            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+            direction(),
+            scale_by_rate(lr),
+        )
+
+    return make
+
+
+SCHEDULES = ("constant", "step", "exponential", "cosine")
+
+
+def schedule(
+    name: str, lr: float, *, rounds: int, every: int = 1, factor: float = 0.5, final: float = 0.0, warmup: int = 0
+) -> Callable[[Round], Float[Array, ""]]:
+    """The client learning rate of round r = 0, 1, ...
+
+    constant: lr. step: lr * factor^floor(r / every). exponential: lr * factor^(r / every). cosine: from lr at round 0 to
+    `final` at round `rounds`. With `warmup` w > 0 round r < w uses (r + 1) / w of it.
+    """
+
+    def rate(round: Round) -> Float[Array, ""]:
+        r = jnp.asarray(round, jnp.result_type(float))
+        value = {
+            "constant": lambda: jnp.full_like(r, lr),
+            "step": lambda: lr * factor ** jnp.floor(r / every),
+            "exponential": lambda: lr * factor ** (r / every),
+            "cosine": lambda: final + (lr - final) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(r / rounds, 1.0))),
+        }[name]()
+        return value * jnp.minimum((r + 1) / warmup, 1.0) if warmup else value
+
+    return rate

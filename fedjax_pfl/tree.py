@@ -1,0 +1,112 @@
+"""Maths on parameter pytrees: whole trees, the client axis, and the split of a model into parts by path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Bool, Float, Int
+
+Tree = Any
+Path = tuple[str, ...]  # ('params', 'fc2', 'linear', 'kernel')
+Where = Callable[[Path], bool]
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """a - b, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(factor: float | Float[Array, ""], a: Tree) -> Tree:
+    """factor * a; the factor takes each leaf's dtype, so float32 stays float32."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, a)
+
+
+def zeros_like(a: Tree) -> Tree:
+    """Zeros in the shape of a."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def where(condition: Bool[Array, ""], a: Tree, b: Tree) -> Tree:
+    """a if the scalar condition holds, else b."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def squared_norm(a: Tree) -> Float[Array, ""]:
+    """Sum of the squares of all entries. As a sum of squares its gradient at 0 is 0, not NaN."""
+    leaves = jax.tree.leaves(jax.tree.map(lambda x: jnp.sum(x * x), a))
+    return sum(leaves[1:], start=leaves[0])
+
+
+def all_finite(a: Tree) -> Bool[Array, ""]:
+    """Whether no leaf holds a NaN or an infinity."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)] or [jnp.array(True)]))
+
+
+def take(stacked: Tree, ids: Int[Array, "*K"]) -> Tree:
+    """Rows `ids` of every leaf [N, ...]. An id outside 0..N-1 (a padding row) reads the last row: never use it."""
+    return jax.tree.map(lambda x: jnp.take(x, ids, axis=0, mode="clip"), stacked)
+
+
+def put(stacked: Tree, ids: Int[Array, " K"], rows: Tree) -> Tree:
+    """The leaves [N, ...] with rows `ids` replaced; ids outside 0..N-1 (padding rows) are dropped."""
+    return jax.tree.map(lambda x, row: x.at[ids].set(row, mode="drop"), stacked, rows)
+
+
+def broadcast(a: Tree, n: int) -> Tree:
+    """n copies of a, stacked on a new first axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), a)
+
+
+def weighted_mean(stacked: Tree, weight: Float[Array, " K"]) -> Tree:
+    """sum_k p_k x_k with p_k = weight_k / sum weight, over the first axis of every leaf [K, ...]. NaN if all weights are 0."""
+
+    def mean(x: Float[Array, "K ..."]) -> Float[Array, "..."]:
+        p = (weight / jnp.sum(weight)).astype(x.dtype)
+        return jnp.tensordot(p, x, axes=1)
+
+    return jax.tree.map(mean, stacked)
+
+
+def split(variables: Tree, where: Where) -> tuple[Tree, Tree]:
+    """Two trees of nested dicts: the leaves whose path `where` names, and the rest. `merge` puts them together again."""
+    flat = traverse_util.flatten_dict(variables)
+    chosen = {path: leaf for path, leaf in flat.items() if where(path)}
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return traverse_util.unflatten_dict(chosen), traverse_util.unflatten_dict(rest)
+
+
+def merge(variables: Tree, part: Tree) -> Tree:
+    """`variables` with the leaves of `part` (a subset of its paths, as `split` makes one) in place of its own."""
+    flat = traverse_util.flatten_dict(variables)
+    return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part))
+
+
+def batch_norm(variables: Tree) -> Where:
+    """Names every batch-norm entry: scale, bias and running statistics of each module that has running statistics.
+
+    Found from the structure of `variables` itself, not by what a layer is called: names differ between models.
+    """
+    modules = {path[1:-1] for path in traverse_util.flatten_dict(variables) if path[0] == "batch_stats"}
+    return lambda path: path[1:-1] in modules
+
+
+def statistics(path: Path) -> bool:
+    """Names the batch-norm running statistics alone."""
+    return path[0] == "batch_stats"
+
+
+def top_level(modules: tuple[str, ...]) -> Where:
+    """Names all entries of the given top-level modules of a model, such as its head."""
+    return lambda path: path[1] in modules
+
+
+def either(*wheres: Where) -> Where:
+    """Names what any of them names."""
+    return lambda path: any(where(path) for where in wheres)
