@@ -54,7 +54,8 @@ class Report(NamedTuple):
 
     ids: Int[Array, " K"]
     train: Metrics
-    finite: Bool[Array, " K"]  # whether the client's upload holds only finite numbers
+    finite: Bool[Array, " K"]  # whether the client's upload and loss hold only finite numbers
+    server_finite: Bool[Array, ""]  # the same of the server's new state
 
 
 class State(NamedTuple):
@@ -131,7 +132,7 @@ def run(
     server = exchange.aggregate(state.server, uploads, cohort, state.round)
     server = tree.where(jnp.any(cohort.weight > 0), server, state.server)
     state = state._replace(server=server, clients=tree.put(state.clients, cohort.ids, clients))
-    return state, Report(cohort.ids, metrics, finite)
+    return state, Report(cohort.ids, metrics, finite, tree.all_finite(server))
 
 
 def compose(

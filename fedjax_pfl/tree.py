@@ -46,7 +46,7 @@ def squared_norm(a: Tree) -> Float[Array, ""]:
 
 def all_finite(a: Tree) -> Bool[Array, ""]:
     """Whether no leaf holds a NaN or an infinity."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)] or [jnp.array(True)]))
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a))]))
 
 
 def take(stacked: Tree, ids: Int[Array, "*K"]) -> Tree:

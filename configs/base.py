@@ -1,0 +1,268 @@
+"""Every option, its default, and what it means. Each config file starts from this one and changes what it needs."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The defaults: FedAvg of a small MLP on the digits of four made-up hospitals."""
+    config = ConfigDict()
+
+    config.name = ""  # name of the run in reports; "" = the method's. Runs of one name differ in their seed
+    config.seed = 0  # of everything random: initial model, partition, splits, cohorts, batches
+    config.method = "fedavg"  # a name in fedjax_pfl.algorithms.METHODS; its options stand in the section of that name
+    config.rounds = 20  # number of rounds R
+
+    # Data ---------------------------------------------------------------------------------------------------------
+    config.data = dict(
+        source="digits",  # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube
+        digits=dict(
+            seed=0,  # draws which image goes to which hospital, and the noise of its scanner
+            size=16,  # pixels: 8 (as scanned) or a multiple of it (bilinear)
+        ),
+        npz=dict(
+            path="",  # the .npz file; ~ and $VARIABLES are expanded in every path
+            x="x",  # key of the inputs; x_train / x_val / x_test (or x_validation) are found from it when the key is absent
+            y="y",  # key of the labels: [n] classes, [n, L] 0/1, or [n, H, W] masks
+            client="",  # key of the client of each row (ints, -1 = not used, or strings); "" = "client", else "site", else none
+            split="split",  # key of the given split (ints into split_names, or the words themselves), if the file has it
+            split_names=("train", "validation", "test"),  # what the integers 0, 1, 2 of that column mean
+            group="group",  # key of the group of each row (a lesion, a patient): one group is never cut, if the file has it
+            classes=0,  # number of classes; 0 = from class_names, else the largest label + 1
+            threshold=0,  # masks stored as grey values: label 1 from this value up; 0 = the values are the labels
+        ),
+        ham10000=dict(
+            path="",  # ham10000_28x28.npz or ham10000_prrfl_64x64_sub.npz
+            clients="prrfl",  # prrfl: its three clients A, B, C | site: the four sites of origin
+            split="prrfl",  # prrfl: its own lists (lesions stand in train and test!) | lesion: no lesion is cut
+            labels="prrfl",  # prrfl: nv, bkl, mel | dx: all seven diagnoses
+        ),
+        dermoscopy=dict(
+            path="",  # PRR-FL's folder (csv_folder/, data/) or a zip of it
+            size=0,  # pixels to resize to (bicubic); 0 = as stored
+            split="prrfl",  # prrfl: its own lists | lesion: no lesion is cut (rows without lesion_id: by image)
+            labels="three",  # three: nv, bkl, mel | binary: melanoma or not
+            cache=True,  # keep the decoded images in the user's cache folder
+        ),
+        medmnist=dict(
+            path="",  # any MedMNIST v2 .npz (train_images ... test_labels)
+        ),
+        tfds=dict(
+            name="",  # e.g. "mnist" or "cifar10:3.0.2"
+            data_dir="",  # where the data set was prepared; "" = TFDS's own default
+            image="image",  # feature with the inputs
+            label="label",  # feature with the labels
+            client="",  # feature with the natural client, if there is one
+            train="train",  # split used for training
+            validation="",  # split used for validation, "" = none
+            test="test",  # split used for testing, "" = none
+            download=False,  # True: download and prepare what is missing (needs TensorFlow for some data sets)
+        ),
+        mnist=dict(path=""),  # npz with x_train, y_train, x_test, y_test
+        usps=dict(path=""),  # the same layout
+        mnist_m=dict(path=""),  # the same layout
+        cifar10=dict(path=""),  # the same layout
+        fcube=dict(
+            train=4000,  # training points (a multiple of 4)
+            test=1000,  # test points
+            seed=0,  # NIID-Bench's init_seed
+        ),
+    )
+
+    config.split = dict(
+        partition="natural",  # natural | homogeneous | label_quantity | dirichlet | noise | fcube | real | quantity | shards | hsu
+        natural=dict(
+            min_examples=1,  # natural clients with fewer rows are left out
+        ),
+        homogeneous=dict(clients=10),  # number of clients N
+        label_quantity=dict(
+            clients=10,  # number of clients N
+            k=2,  # classes a client holds (#C = k)
+            unheld="error",  # a class that no client drew: error | drop (its rows are not used)
+        ),
+        dirichlet=dict(
+            clients=10,  # number of clients N
+            beta=0.5,  # concentration: the smaller, the more skewed
+            min_size=10,  # drawn again until the smallest client has this many rows
+            retries=1000,  # at most so often
+        ),
+        noise=dict(
+            clients=10,  # number of clients N
+            level=0.1,  # standard deviation of the last client's noise, inputs in [0, 1]; client i has level * i / (N - 1)
+        ),
+        fcube=dict(clients=4),  # consecutive equal parts: with source fcube a pair of octants each
+        real=dict(clients=10),  # natural clients (writers) permuted and joined into N groups
+        quantity=dict(
+            clients=10,  # number of clients N
+            beta=0.5,  # sizes ~ Dir(beta)
+            min_size=10,  # drawn again until the smallest client has this many rows
+            retries=1000,  # at most so often
+        ),
+        shards=dict(
+            clients=10,  # number of clients N
+            shards=2,  # shards of the rows sorted by label that a client holds
+        ),
+        hsu=dict(
+            clients=10,  # number of clients N
+            alpha=0.5,  # each client's classes ~ Dirichlet(alpha * class frequencies)
+        ),
+        how="auto",  # auto | given: the source's split | within: stratified inside each client | global: one test set for all
+        validation=0.1,  # share of a client's rows, where the source gives no validation rows
+        test=0.2,  # share of a client's rows, where the source gives no test rows (or how='within')
+        min_train=1,  # a client keeps at least so many training rows
+        max_clients=0,  # 0 = all; else so many clients, drawn by seed
+        max_examples=0,  # 0 = all; else so many rows of the pool, stratified by client, split and label
+    )
+
+    config.augment = dict(
+        flip_horizontal=0.0,  # probability
+        flip_vertical=0.0,  # probability
+        shift=0.0,  # largest shift, share of height and width
+        scale=0.0,  # largest change of scale: 0.1 = 0.9 ... 1.1
+        rotate=0.0,  # largest rotation, degrees
+        shift_scale_rotate_p=0.0,  # probability of shift, scale and rotate together
+        crop_padding=0,  # pixels of zero padding before a random crop to the old size; 0 = off
+        brightness=0.0,  # largest change of brightness, inputs in [0, 1]
+        brightness_p=0.0,  # its probability
+        contrast=0.0,  # largest change of contrast about the image's mean: 0.2 = 0.8 ... 1.2
+        contrast_p=0.0,  # its probability
+        mean=(0.0,),  # subtracted from inputs in [0, 1]: one value, or one per channel
+        std=(1.0,),  # then divided by: one value, or one per channel
+    )
+
+    # Model and loss -----------------------------------------------------------------------------------------------
+    config.model = dict(
+        name="mlp",  # a name in fedjax_pfl.models.MODELS
+        weights="",  # PyTorch weights to start from (.pth, .safetensors, .npz)
+        new_head=False,  # take all but the classifier from them
+        mlp=dict(
+            hidden=(200,),  # widths of the hidden layers; () = a linear model
+            norm="none",  # none | batch | group
+        ),
+        cnn_niid=dict(impl="auto"),  # NIID-Bench's simple-cnn; impl: convolution by auto | xla | gemm
+        cnn_pfl=dict(
+            dropout_conv=0.25,  # after the pool
+            dropout_dense=0.5,  # before the classifier
+            impl="auto",
+        ),
+        cnn_digit=dict(norm="batch", dropout=0.5, impl="auto"),  # KD3A's digit CNN
+        vgg16_slim=dict(
+            bias_fc2=False,  # a bias in the classifier (PRR-FL's "biased" variant)
+            norm="batch",  # batch | group | none
+            impl="auto",
+        ),
+        resnet20=dict(norm="batch", impl="auto"),  # CIFAR ResNets, option A
+        resnet32=dict(norm="batch", impl="auto"),
+        resnet18=dict(norm="batch", stem="imagenet", impl="auto"),  # torchvision's layout; stem: imagenet | cifar
+        resnet34=dict(norm="batch", stem="imagenet", impl="auto"),
+        resnet50=dict(norm="batch", stem="imagenet", impl="auto"),
+        resnet101=dict(norm="batch", stem="imagenet", impl="auto"),
+    )
+    config.loss = dict(
+        name="",  # a name in fedjax_pfl.losses.LOSSES; "" = the task's
+        cross_entropy=dict(label_smoothing=0.0),
+        binary_cross_entropy=dict(reduction="mean"),  # over the labels: mean | sum
+        mse=dict(),
+    )
+
+    # A client's local training ------------------------------------------------------------------------------------
+    config.client = dict(
+        epochs=1,  # E, passes over its data in a round
+        batch_size=32,  # B
+        drop_last=False,  # leave out an epoch's last, incomplete batch
+        optimizer="sgd",  # sgd | adam; made anew every round
+        sgd=dict(momentum=0.0, nesterov=False),
+        adam=dict(b1=0.9, b2=0.999, eps=1e-8),
+        lr=0.1,  # learning rate eta
+        schedule=dict(
+            name="constant",  # constant | step (factor^floor(r / every)) | exponential (factor^(r / every)) | cosine
+            every=1,  # rounds
+            factor=0.5,
+            final=0.0,  # learning rate at the end of cosine
+            warmup=0,  # rounds of linear warm-up
+        ),
+        weight_decay=0.0,  # added to the gradient before momentum
+        clip=0.0,  # largest norm of a gradient; 0 = no clipping
+        batch_norm="aggregate",  # aggregate | local (never leaves the client) | local-statistics (running statistics stay)
+        map="auto",  # how clients run: auto | vmap (together) | map (in turn) | a number (so many together)
+    )
+
+    # Who takes part -----------------------------------------------------------------------------------------------
+    config.cohort = dict(
+        sampling="all",  # all | uniform | by_size (chance ~ number of examples) | by_probability | fixed
+        size=0,  # clients per round; 0: by fraction
+        fraction=1.0,  # of the clients that can take part, at least one
+        probability=(),  # for by_probability: a number per client
+        ids=(),  # for fixed: the clients' numbers
+        drop_out=0.0,  # chance that a client trains but its upload is lost
+        resident="auto",  # keep the data on the device: auto (up to 2 GiB) | always | never
+    )
+
+    # Evaluation, checkpoints, output ------------------------------------------------------------------------------
+    config.eval = dict(
+        every=1,  # rounds; the last round is always evaluated
+        batch_size=256,
+        held_out=0,  # clients that never train, drawn by seed; evaluated as newcomers in the end
+        tuned="last",  # evaluate after extra local training as well: never | last (at the end) | always
+        tune_epochs=0,  # epochs of that; 0 = client.epochs
+        model="personal",  # the model that chooses the best round: personal | global
+        metric="",  # the validation metric that chooses it; "" = macro_f1 (single label), c_ap (multi), dice (masks)
+        best_from=0.0,  # share of the rounds before which no round can be the best (PRR-FL: 0.8)
+    )
+    config.checkpoint = dict(
+        every=5,  # rounds; the best and the last round are always kept
+        keep=2,  # how many of the newest
+    )
+    config.plots = True  # draw plots/*.png at the end
+    config.tensorboard = True  # write TensorBoard events
+
+    # Methods ------------------------------------------------------------------------------------------------------
+    config.local = dict()
+    config.centralised = dict()
+    config.finetune = dict(
+        start=15,  # federated rounds; the rest of the run fine-tunes
+        tuned_layers=0,  # how many of the last layers; 0 = all
+        lr_factor=1.0,  # learning rate of the fine-tuning, times the schedule's
+        weighting="examples",  # of uploads: examples (n_k / n) | uniform
+    )
+    config.fedavg = dict(weighting="examples")
+    config.fedprox = dict(
+        mu=0.01,  # proximal term mu/2 ||w - w_t||^2
+        weighting="examples",
+    )
+    config.scaffold = dict(
+        option=2,  # control variate: 1 (gradient at the server's model) | 2 (from the path)
+        server_lr=1.0,  # eta_g
+        weighting="uniform",
+    )
+    config.fedavgm = dict(
+        server_lr=1.0,
+        momentum=0.9,  # beta
+        nesterov=False,
+        weighting="examples",
+    )
+    adaptive = dict(
+        server_lr=0.1,  # eta
+        tau=1e-3,  # adaptivity
+        fidelity="paper",  # paper | reference (the released trainer); sets what is None below
+        v0=placeholder(float),  # initial second moment; paper: tau^2, reference: 0
+        weighting="examples",
+    )
+    moments = dict(
+        beta1=0.9,
+        beta2=0.99,
+        bias_correction=placeholder(bool),  # paper: no, reference: yes
+    )
+    config.fedadagrad = adaptive
+    config.fedadam = adaptive | moments
+    config.fedyogi = adaptive | moments
+    config.fedbn = dict(weighting="uniform")
+    config.fedper = dict(
+        personal_layers=1,  # K_P, the last layers that stay with the client
+        weighting="examples",
+    )
+    config.ditto = dict(
+        lam=1.0,  # lambda, the pull of the personal model to the global one
+        weighting="uniform",
+    )
+    return config

@@ -1,0 +1,157 @@
+"""Who takes part in a round and with which examples: sampling on the host, rows gathered on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fedjax_pfl.core import ClientData, Cohort
+from fedjax_pfl.errors import UserError, nearest
+
+SAMPLINGS = ("all", "uniform", "by_size", "by_probability", "fixed")
+
+
+class Sampler:
+    """Draws the clients of round r from (seed, r) alone, so that a resumed run draws the same ones.
+
+    Args:
+        sizes: [N] training examples of each client. Clients without any never take part.
+        sampling: 'all'; 'uniform', without replacement; 'by_size', without replacement, with probability proportional to
+            the number of examples; 'by_probability', the same with the given `probability`; 'fixed', the given `ids`.
+        size: clients per round; 0: `fraction` of the clients, at least 1.
+        drop_out: probability that a client trains but its upload is lost.
+        seed: the config's.
+
+    Raises:
+        UserError: values that can't be sampled with.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        sampling: str = "all",
+        size: int = 0,
+        fraction: float = 1.0,
+        probability: Sequence[float] = (),
+        ids: Sequence[int] = (),
+        drop_out: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        n = len(sizes)
+        eligible = np.flatnonzero(np.asarray(sizes) > 0)
+        if sampling not in SAMPLINGS:
+            raise UserError(f"config.cohort.sampling: unknown name '{sampling}'{nearest(sampling, SAMPLINGS)}")
+        if not 0 <= drop_out < 1:
+            raise UserError(f"config.cohort.drop_out: found {drop_out}, expected 0 <= drop_out < 1")
+        if not 0 < fraction <= 1:
+            raise UserError(f"config.cohort.fraction: found {fraction}, expected 0 < fraction <= 1")
+        if sampling == "by_probability" and (len(probability) != n or min(probability) < 0 or sum(probability) <= 0):
+            raise UserError(f"config.cohort.probability: found {tuple(probability)}, expected {n} numbers >= 0, one a client")
+        if sampling == "fixed":
+            if not ids or not set(ids) <= set(range(n)) or len(set(ids)) != len(ids):
+                raise UserError(f"config.cohort.ids: found {tuple(ids)}, expected different client numbers 0 to {n - 1}")
+            eligible = np.intersect1d(eligible, ids)
+        weight = {"by_size": sizes, "by_probability": probability}.get(sampling, np.ones(n))
+        weight = np.asarray(weight, np.float64)[eligible]
+        self.eligible, self.probability = eligible[weight > 0], weight[weight > 0] / weight.sum()
+        whole = sampling in ("all", "fixed")
+        self.size = len(self.eligible) if whole else size or max(1, int(fraction * len(self.eligible)))
+        if not 0 < self.size <= len(self.eligible):
+            raise UserError(
+                f"config.cohort.size: found {self.size} clients a round, expected 1 to {len(self.eligible)}, "
+                "the clients that can take part"
+            )
+        self.drop_out, self.seed = drop_out, seed
+
+    def __call__(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ids [m] int32 of the clients of a round, ascending, and whether each one's upload is lost [m] bool."""
+        rng = np.random.default_rng([self.seed, 1, round])
+        if self.size == len(self.eligible):
+            ids = self.eligible
+        else:
+            ids = np.sort(rng.choice(self.eligible, self.size, replace=False, p=self.probability))
+        return ids.astype(np.int32), rng.random(len(ids)) < self.drop_out
+
+
+class Pool:
+    """All rows of a data set: on the device, or on the host where they are too large for it.
+
+    Args:
+        x, y: [n, ...], as stored.
+        resident: keep them on the device ('auto': up to 2 GiB). Otherwise the rows asked for are copied there each time.
+    """
+
+    RESIDENT_BYTES = 2 * 2**30
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, resident: str | bool = "auto") -> None:
+        self.y = y
+        self.row_bytes = max(1, x.nbytes // max(1, len(x)))
+        self._resident = x.nbytes <= self.RESIDENT_BYTES if resident == "auto" else bool(resident)
+        self._arrays = jax.device_put((x, y)) if self._resident else (x, y)
+        self._gather = jax.jit(lambda arrays, rows: tuple(jnp.take(a, rows, axis=0) for a in arrays))
+
+    def take(self, rows: np.ndarray) -> tuple[Array, Array]:
+        """Rows [K, n_max] int32 of x and y, on the device."""
+        if self._resident:
+            return self._gather(self._arrays, jnp.asarray(rows))
+        x, y = (jnp.asarray(np.take(a, rows, axis=0)) for a in self._arrays)
+        return x, y
+
+
+class Rows:
+    """Which rows of a pool each client has, in one split of its data.
+
+    Args:
+        index: for each of the N clients its row numbers.
+        noise: [N] standard deviation of each client's input noise.
+        n_max: rows that every client is padded to; 0: as many as the largest has.
+    """
+
+    def __init__(
+        self, pool: Pool, index: Sequence[np.ndarray], noise: np.ndarray | None = None, n_max: int = 0
+    ) -> None:
+        self.pool, self._index, self.n = pool, index, len(index)
+        self.counts = np.array([len(rows) for rows in index], np.int32)
+        self.n_max = n_max or max(1, int(self.counts.max(initial=0)))
+        self._noise = np.zeros(self.n, np.float32) if noise is None else np.asarray(noise, np.float32)
+        self._last: tuple[bytes, ClientData] | None = None
+
+    def targets(self, id: int) -> np.ndarray:
+        """The targets [count, ...] of one client, on the host."""
+        return np.asarray(self.pool.y[self._index[id]])
+
+    def __call__(self, ids: np.ndarray) -> ClientData:
+        """The examples of the given clients, [K, n_max, ...]; an id of N or more has none."""
+        ids = np.asarray(ids, np.int32)
+        if self._last is not None and self._last[0] == ids.tobytes():
+            return self._last[1]  # a cohort of all clients is gathered once
+        rows = np.zeros((len(ids), self.n_max), np.int32)
+        counts = np.zeros(len(ids), np.int32)
+        noise = np.zeros(len(ids), np.float32)
+        for k, id in enumerate(ids):
+            if id < self.n:
+                counts[k], noise[k] = self.counts[id], self._noise[id]
+                rows[k, : counts[k]] = self._index[id]
+        data = ClientData(jnp.asarray(ids), jnp.asarray(counts), *self.pool.take(rows), jnp.asarray(noise))
+        self._last = (ids.tobytes(), data)
+        return data
+
+
+def assemble(rows: Rows, ids: np.ndarray, lost: np.ndarray | None = None, multiple: int = 1) -> Cohort:
+    """The cohort of these clients: the largest first, so that a chunk's lanes are even, and padded to a `multiple`."""
+    order = np.argsort(-rows.counts[ids], kind="stable")
+    ids, lost = ids[order], np.zeros(len(ids), bool) if lost is None else lost[order]
+    weight = np.where(lost, 0, rows.counts[ids]).astype(np.float32)
+    padding = -len(ids) % multiple
+    ids = np.concatenate([ids, np.full(padding, rows.n)]).astype(np.int32)
+    weight = np.concatenate([weight, np.zeros(padding, np.float32)])
+    return Cohort(jnp.asarray(ids), jnp.asarray(weight), rows(ids))
+
+
+def chunk(how: Any) -> int:
+    """The number of clients that run together under `core.client_map(how=...)`, of which a cohort is a multiple."""
+    return int(how) if str(how).isdigit() else 1

@@ -1,0 +1,119 @@
+"""What `launch.py` does in each of its modes, on the terminal. Each returns the exit status."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fedjax_pfl import data, log, metrics, train as training
+from fedjax_pfl.data.files import cache_folder
+from fedjax_pfl.errors import UserError
+
+
+def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False) -> int:
+    """Train, or go on training, and print the result."""
+    _cache_compilations()
+    try:
+        summary = training.run(config, workdir, stop_at=stop_at, quiet=quiet)
+    except training.Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_status
+    if summary is None:
+        print(f"stopped after round {stop_at} as asked, saved in {workdir}; without --stop_at the same command goes on")
+        return 0
+    print(table(summary))
+    print(f"\nwritten to {workdir}: summary.json, metrics.jsonl, checkpoints/" + (", plots/" if config.plots else ""))
+    return 0
+
+
+def evaluate(config: Any, workdir: str | None, which: str) -> int:
+    """Evaluate a checkpoint of a run; the config is the run's own."""
+    if workdir is None:
+        raise UserError("--workdir: missing, --mode=eval needs the folder of a run")
+    path = Path(workdir) / "config.json"
+    try:
+        own = ConfigDict(json.loads(path.read_text()))
+    except OSError:
+        raise UserError(f"--workdir: {workdir} holds no run (no config.json)") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if config is not None:
+        raise UserError("--config: --mode=eval uses the config in the run's folder; leave --config out")
+    _cache_compilations()
+    found = training.evaluate_run(own, workdir, which)
+    log.write_json(Path(workdir) / f"eval_{which}.json", found)
+    print(table({which: found, "name": own.name or own.method, "main_metric": None}, which))
+    print(f"\nwritten to {workdir}/eval_{which}.json")
+    return 0
+
+
+def partition(config: Any, workdir: str) -> int:
+    """Print and draw who holds what; train nothing."""
+    federation = training.load_federation(config)
+    print(data.describe(federation))
+    path = Path(workdir) / "plots" / "partition.png"
+    data.draw(federation, path)
+    print(f"\ndrawn in {path}")
+    return 0
+
+
+def report(runs: Sequence[str], workdir: str | None, names: Sequence[str], which: str, mix: bool) -> int:
+    """A table and curves over finished runs."""
+    if not runs:
+        raise UserError("--runs: missing, --mode=report needs folders of runs, such as --runs=runs/a,runs/b")
+    from fedjax_pfl import report as reports
+
+    output = Path(workdir) if workdir else None
+    print(reports.run(list(runs), output=output, mix=mix, metrics=list(names) or None, which=which))
+    return 0
+
+
+def benchmark(config: Any, workdir: str | None) -> int:
+    """Measure the round."""
+    from fedjax_pfl import benchmark as bench
+
+    bench.run(config, workdir)
+    return 0
+
+
+def table(summary: dict[str, Any], which: str | None = None) -> str:
+    """The test metrics of each model, mean over clients, worst client, and each client's main metric, as text."""
+    which = which or ("best" if summary.get("best") else "last")
+    values: dict[str, Any] = summary[which]
+    kinds = list(dict.fromkeys(tuple(key.split("/")[:2]) for key in values if "/" in key))
+    kinds = [kind for kind in kinds if kind[0] in ("test", "held_out")]
+    names = [name for name in dict.fromkeys(name for task in metrics.NAMES.values() for name in task) if any(f"{'/'.join(kind)}/{name}" in values for kind in kinds)]
+    main = names[1] if not summary["main_metric"] else summary["main_metric"].split("/")[-1]
+    rows = [["", *names, f"worst {main}"]]
+    clients: list[list[str]] = []
+    for kind in kinds:
+        prefix = "/".join(kind)
+        rows.append([prefix, *(_number(values.get(f"{prefix}/{name}")) for name in names), _number(values.get(f"{prefix}/{main}/worst"))])
+        start = f"{prefix}/{main}/client/"
+        clients += [[f"{prefix}/{main}", key.removeprefix(start), _number(v)] for key, v in values.items() if key.startswith(start)]
+    lines = [f"{summary['name']}: {which} round, {values['round']}; mean over clients", _columns(rows)]
+    if len(clients) <= 40:
+        lines += ["", _columns(clients)]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows)
+
+
+def _cache_compilations() -> None:
+    """JAX's persistent compilation cache in the user's cache folder, so that a second start is quick."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = cache_folder().parent / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

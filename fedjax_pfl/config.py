@@ -1,0 +1,167 @@
+"""From a config to the things it names, with one clear line for each impossible value."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import optax
+
+from fedjax_pfl import algorithms, local, losses, models, problem, registry
+from fedjax_pfl.core import Algorithm
+from fedjax_pfl.data import Federation
+from fedjax_pfl.errors import UserError, nearest
+from fedjax_pfl.local import Training
+from fedjax_pfl.problem import Problem
+
+# The directions that client.optimizer names; each has a section of options.
+OPTIMIZERS = {"sgd": local.sgd, "adam": optax.scale_by_adam}
+
+# field: (test, what was expected)
+_AT_LEAST_0 = (lambda v: v >= 0, "0 or more")
+_AT_LEAST_1 = (lambda v: v >= 1, "1 or more")
+_POSITIVE = (lambda v: v > 0, "more than 0")
+_SHARE = (lambda v: 0 <= v < 1, "0 <= share < 1")
+
+
+def _one_of(*names: str) -> tuple[Any, str]:
+    return lambda v: v in names, f"one of {', '.join(names)}"
+
+
+_WEIGHTING = _one_of("examples", "uniform")
+_FIDELITY = _one_of("paper", "reference")
+RULES: dict[str, tuple[Any, str]] = {
+    "seed": _AT_LEAST_0,
+    "rounds": _AT_LEAST_1,
+    "client.epochs": _AT_LEAST_1,
+    "client.batch_size": _AT_LEAST_1,
+    "client.optimizer": _one_of(*OPTIMIZERS),
+    "client.sgd.momentum": _SHARE,
+    "client.lr": _POSITIVE,
+    "client.schedule.name": _one_of(*local.SCHEDULES),
+    "client.schedule.every": _AT_LEAST_1,
+    "client.schedule.factor": _POSITIVE,
+    "client.schedule.final": _AT_LEAST_0,
+    "client.schedule.warmup": _AT_LEAST_0,
+    "client.weight_decay": _AT_LEAST_0,
+    "client.clip": _AT_LEAST_0,
+    "client.batch_norm": _one_of("aggregate", "local", "local-statistics"),
+    "client.map": (
+        lambda v: v in ("auto", "vmap", "map") or (v.isdigit() and int(v) > 0),
+        "auto, vmap, map or a number of clients",
+    ),
+    "cohort.size": _AT_LEAST_0,
+    "cohort.resident": _one_of("auto", "always", "never"),
+    "eval.every": _AT_LEAST_1,
+    "eval.batch_size": _AT_LEAST_1,
+    "eval.held_out": _AT_LEAST_0,
+    "eval.tuned": _one_of("never", "last", "always"),
+    "eval.tune_epochs": _AT_LEAST_0,
+    "eval.model": _one_of("personal", "global"),
+    "eval.best_from": (lambda v: 0 <= v <= 1, "0 <= share <= 1"),
+    "checkpoint.every": _AT_LEAST_1,
+    "checkpoint.keep": _AT_LEAST_1,
+    "finetune.start": _AT_LEAST_0,
+    "finetune.lr_factor": _POSITIVE,
+    "fedprox.mu": _AT_LEAST_0,
+    "scaffold.option": (lambda v: v in (1, 2), "1 or 2"),
+    "fedavgm.momentum": _SHARE,
+    "fedadam.beta1": _SHARE,
+    "fedadam.beta2": _SHARE,
+    "fedyogi.beta1": _SHARE,
+    "fedyogi.beta2": _SHARE,
+    "ditto.lam": _AT_LEAST_0,
+    **{f"{name}.server_lr": _POSITIVE for name in ("scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi")},
+    **{f"{name}.tau": _POSITIVE for name in ("fedadagrad", "fedadam", "fedyogi")},
+    **{f"{name}.fidelity": _FIDELITY for name in ("fedadagrad", "fedadam", "fedyogi")},
+    **{
+        f"{name}.weighting": _WEIGHTING
+        for name, factory in algorithms.METHODS.items()
+        if "weighting" in registry.options(factory)
+    },
+}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{'client.lr': 0.1, ...} of a nested config."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) or hasattr(value, "items"):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def validate(config: Any) -> None:
+    """Raises UserError for the first value that can't be, naming the field, what was found and what was expected."""
+    values = flat(config)
+    for field, (test, expected) in RULES.items():
+        if not test(values[field]):
+            raise UserError(f"config.{field}: found {values[field]!r}, expected {expected}")
+    registry.lookup(algorithms.METHODS, config.method, "config.method")
+    registry.lookup(models.MODELS, config.model.name, "config.model.name")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs (nested) differ, as `field: old -> new`."""
+    old, new = flat(old), flat(new)
+    nothing = "(absent)"
+    return [
+        f"config.{field}: {old.get(field, nothing)!r} -> {new.get(field, nothing)!r}"
+        for field in dict.fromkeys([*old, *new])
+        if old.get(field, nothing) != new.get(field, nothing)
+    ]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values (tuples become lists)."""
+    return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
+
+
+def build_problem(config: Any, federation: Federation) -> Problem:
+    """The model, inputs and loss that a config names, for this federation's data."""
+    classes = len(federation.class_names)
+    name, section = config.loss.name, config.loss
+    loss = losses.for_task(federation.task, name, **dict(section[name or losses.BY_TASK[federation.task][0]]))
+    built = problem.build(
+        models.build(config.model.name, classes, **dict(config.model[config.model.name])),
+        federation.x[0],
+        federation.task,
+        loss=loss,
+        augmentation=config.augment,
+        noisy=bool(federation.noise.any()),
+        weights_file=config.model.weights,
+        new_head=config.model.new_head,
+    )
+    problem.check(built, federation.x[0], federation.y[0], classes)
+    return built
+
+
+def build_training(config: Any, problem: Problem) -> Training:
+    """How a client trains, as a config says."""
+    client = config.client
+    direction = partial(OPTIMIZERS[client.optimizer], **dict(client[client.optimizer]))
+    schedule = dict(client.schedule)
+    return Training(
+        loss=problem.loss,
+        layers=problem.model.layers,
+        lr=local.schedule(schedule.pop("name"), client.lr, rounds=config.rounds, **schedule),
+        optimizer=local.optimizer(direction, weight_decay=client.weight_decay, clip=client.clip),
+        epochs=client.epochs,
+        batch_size=client.batch_size,
+        drop_last=client.drop_last,
+        batch_norm=client.batch_norm,
+        how=client.map,
+    )
+
+
+def build_algorithm(config: Any, training: Training) -> Algorithm:
+    """The method that a config names, with its section's options."""
+    return algorithms.build(config.method, training, config[config.method])
+
+
+def unknown_field(flag: str, config: Any) -> str:
+    """The line for a flag `--config.x.y` that names no option: with the nearest right one."""
+    field = flag.removeprefix("--").removeprefix("config.")
+    return f"--config.{field}: no such option{nearest(field, flat(config))}"

@@ -1,0 +1,21 @@
+"""MedMNIST v2 (Yang et al. 2023, Scientific Data 10:41): any of its .npz files."""
+
+import numpy as np
+
+from fedjax_pfl.data.files import Npz, inputs, targets
+from fedjax_pfl.data.types import Dataset
+
+
+def medmnist(*, path: str = "") -> Dataset:
+    """Read `train_images`, `train_labels`, `val_...` and `test_...`.
+
+    Labels are [n, 1] (one class) or [n, L] (multi-label, as ChestMNIST). The depth of a volume becomes its channels.
+    """
+    file = Npz(path, "data.medmnist.path")
+    parts = ("train", "val", "test")
+    images = [file[f"{part}_images"] for part in parts]
+    x = np.concatenate([inputs(a, f"{file.path}: key '{part}_images'") for a, part in zip(images, parts, strict=True)])
+    labels = np.concatenate([file[f"{part}_labels"] for part in parts])
+    y, task, names = targets(labels, x, f"{file.path}: keys '..._labels'", file.words("class_names"))
+    split = np.repeat(np.arange(3), [len(a) for a in images]).astype(np.int8)
+    return Dataset(file.path.stem, x, y, task, names, split=split)

@@ -1,0 +1,95 @@
+"""Bring your own data: one .npz file."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_pfl.data.files import Npz, codes, inputs, splits, targets
+from fedjax_pfl.data.types import SPLITS, Dataset, take
+from fedjax_pfl.errors import UserError
+
+PARTS = {"train": 0, "val": 1, "validation": 1, "test": 2}
+
+
+def npz(
+    *,
+    path: str = "",
+    x: str = "x",
+    y: str = "y",
+    client: str = "",
+    split: str = "split",
+    split_names: Sequence[str] = SPLITS,
+    group: str = "group",
+    classes: int = 0,
+    threshold: int = 0,
+) -> Dataset:
+    """Read `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test` and `x_val`, `y_val`, from an .npz file.
+
+    Further keys are used where the file has them; in the second layout each may end in _train, _val and _test too:
+      client, site   the natural client of each row: integers (below 0: row not used) or strings
+      split          the given split of each row: words, or integers that count through `split_names`
+      group          rows with one value stay in one split (a patient)
+      class_names, client_names (or <key>_names)
+
+    Args:
+        path: the file.
+        x: key of the inputs: [n, H, W] or [n, H, W, C] images, uint8 or float; [n, ...] features.
+        y: key of the labels: [n] classes (integers or words), [n, L] 0 or 1, or [n, H, W] masks.
+        client: key of the clients; '' = 'client', else 'site', else no natural clients.
+        split: key of the given split.
+        split_names: what the integers of that column mean.
+        group: key of the groups.
+        classes: number of classes; 0 = from `class_names`, else the largest label + 1.
+        threshold: of masks stored as grey values: class 1 from this value up, class 0 below; 0 = values are classes.
+
+    Raises:
+        UserError: a missing or damaged file, a missing key, arrays that do not fit together, NaN or infinite values,
+            labels that are no labels, pickled objects.
+    """
+    file = Npz(path, "data.npz.path")
+    parts = [part for part in PARTS if f"{x}_{part}" in file] if x not in file else []
+    if client and not _present(file, client, parts):
+        file[client]  # raises: no such key
+    client = client or next((key for key in ("client", "site") if _present(file, key, parts)), "")
+
+    def read(key: str) -> list[np.ndarray]:
+        """The key's array, or its parts one after the other."""
+        arrays = [file[f"{key}_{part}"] for part in parts] or [file[key]]
+        if len({a.shape[1:] for a in arrays}) > 1:
+            raise UserError(f"{file.path}: parts of '{key}' differ in shape: {', '.join(str(a.shape) for a in arrays)}")
+        return arrays
+
+    where = f"{file.path}: key"
+    pieces = read(x)
+    rows = inputs(np.concatenate(pieces), f"{where} '{x}'")
+    labels = np.concatenate(read(y))
+    if threshold:
+        labels = labels >= threshold
+    labels, task, class_names = targets(
+        labels, rows, f"{where} '{y}'", file.words("class_names"), classes or 2 * bool(threshold)
+    )
+    n = len(rows)
+    given = None
+    if parts:
+        given = np.repeat([PARTS[part] for part in parts], [len(piece) for piece in pieces]).astype(np.int8)
+    elif split in file:
+        given = splits(file[split], n, f"{where} '{split}'", split_names)
+
+    holder, holder_names = None, ()
+    if client:
+        names = file.words(f"{client}_names") or file.words("client_names")
+        holder, holder_names = codes(np.concatenate(read(client)), n, f"{where} '{client}'", names)
+    groups = None
+    if _present(file, group, parts):
+        groups = codes(np.concatenate(read(group)), n, f"{where} '{group}'")[0]
+    data = Dataset(file.path.stem, rows, labels, task, class_names, holder, holder_names, given, groups)
+    unused = np.zeros(n, bool)
+    for column in (holder, given):
+        unused |= False if column is None else column < 0
+    if unused.all():
+        raise UserError(f"{file.path}: every row is marked as not used")
+    return take(data, ~unused) if unused.any() else data
+
+
+def _present(file: Npz, key: str, parts: list[str]) -> bool:
+    return all(f"{key}_{part}" in file for part in parts) if parts else key in file

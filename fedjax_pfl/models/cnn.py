@@ -1,0 +1,149 @@
+"""The small convolutional networks of NIID-Bench, pfl-research and KD3A."""
+
+import flax.linen as nn
+import jax
+
+from fedjax_pfl.models.conv import Conv, Dropout, max_pool
+from fedjax_pfl.models.layers import Classifier, Dense, check_images, check_rate, norm
+
+GLOROT = nn.initializers.glorot_uniform()
+
+
+class CNNNiid(Classifier):
+    """conv 5x5 6 - pool - conv 5x5 16 - pool - fc 120 - fc 84 - C. Features: 84."""
+
+    impl: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return "conv1", "conv2", "fc1", "fc2", "fc3"
+
+    @property
+    def flatten(self) -> dict[str, int]:
+        return {"fc1": 16}
+
+    def setup(self) -> None:
+        self.conv1 = Conv(6, (5, 5), padding="VALID", impl=self.impl)
+        self.conv2 = Conv(16, (5, 5), padding="VALID", impl=self.impl)
+        self.fc1 = Dense(120)
+        self.fc2 = Dense(84)
+        self.fc3 = Dense(self.num_classes)
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        check_images(x, "cnn_niid", least=16)
+        x = max_pool(nn.relu(self.conv1(x)), 2)
+        x = max_pool(nn.relu(self.conv2(x)), 2)
+        x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
+        return nn.relu(self.fc2(x))
+
+
+def cnn_niid(num_classes: int, *, impl: str = "auto") -> CNNNiid:
+    """`simple-cnn` of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079), for images of 16x16 and more."""
+    return CNNNiid(num_classes, impl)
+
+
+class CNNPfl(Classifier):
+    """conv 3x3 32 - conv 3x3 64 - pool - dropout - fc 128 - dropout - C. Features: 128."""
+
+    dropout_conv: float
+    dropout_dense: float
+    impl: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return "conv1", "conv2", "fc1", "fc2"
+
+    @property
+    def flatten(self) -> dict[str, int]:
+        return {"fc1": 64}
+
+    def setup(self) -> None:
+        self.conv1 = Conv(32, (3, 3), padding="VALID", kernel_init=GLOROT, impl=self.impl)
+        self.conv2 = Conv(64, (3, 3), padding="VALID", kernel_init=GLOROT, impl=self.impl)
+        self.fc1 = Dense(128, kernel_init=GLOROT)
+        self.fc2 = Dense(self.num_classes, kernel_init=GLOROT)
+        self.drop1 = Dropout(self.dropout_conv)
+        self.drop2 = Dropout(self.dropout_dense)
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        check_images(x, "cnn_pfl", least=6)
+        x = max_pool(nn.relu(self.conv2(nn.relu(self.conv1(x)))), 2)
+        x = self.drop1(x, train).reshape(x.shape[0], -1)
+        return self.drop2(nn.relu(self.fc1(x)), train)
+
+
+def cnn_pfl(num_classes: int, *, dropout_conv: float = 0.25, dropout_dense: float = 0.5, impl: str = "auto") -> CNNPfl:
+    """`simple_cnn` of apple/pfl-research's CIFAR-10 benchmark (arXiv 2404.06430), Glorot kernels as there."""
+    check_rate(dropout_conv, "model.cnn_pfl.dropout_conv")
+    check_rate(dropout_dense, "model.cnn_pfl.dropout_dense")
+    return CNNPfl(num_classes, dropout_conv, dropout_dense, impl)
+
+
+class DigitEncoder(nn.Module):
+    """Three 5x5 convolutions with norm and ReLU, the first two followed by a 3x3 pool of stride 2."""
+
+    widths: tuple[int, int, int]
+    norm: str
+    impl: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        """x [B, H, W, I] -> [B, H / 4, W / 4, widths[2]]."""
+        for i, width in enumerate(self.widths, start=1):
+            x = Conv(width, (5, 5), padding=2, impl=self.impl, name=f"conv{i}")(x)
+            x = nn.relu(norm(self.norm)(name=f"bn{i}")(x, train, mask))
+            if i < 3:
+                x = max_pool(x, 3, strides=2, padding=1)
+        return x
+
+
+class DigitLinear(nn.Module):
+    """Two dense layers with norm and ReLU, dropout between them."""
+
+    widths: tuple[int, int]
+    norm: str
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        """x [B, in] -> [B, widths[1]]."""
+        x = nn.relu(norm(self.norm)(name="bn4")(Dense(self.widths[0], name="fc1")(x), train, mask))
+        x = Dropout(self.dropout)(x, train)
+        return nn.relu(norm(self.norm)(name="bn5")(Dense(self.widths[1], name="fc2")(x), train, mask))
+
+
+class CNNDigit(Classifier):
+    """`encoder` (conv1, bn1, ..., bn3), `linear` (fc1, bn4, fc2, bn5) and the classifier `fc`. Features: 2048."""
+
+    norm: str
+    dropout: float
+    impl: str
+    conv_widths: tuple[int, int, int] = (64, 64, 128)
+    dense_widths: tuple[int, int] = (3072, 2048)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return "encoder", "linear", "fc"
+
+    @property
+    def flatten(self) -> dict[str, int]:
+        return {"linear.fc1": self.conv_widths[2]}
+
+    def setup(self) -> None:
+        self.encoder = DigitEncoder(self.conv_widths, self.norm, self.impl)
+        self.linear = DigitLinear(self.dense_widths, self.norm, self.dropout)
+        self.fc = Dense(self.num_classes)
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        check_images(x, "cnn_digit")
+        x = self.encoder(x, train, mask)
+        return self.linear(x.reshape(x.shape[0], -1), train, mask)
+
+
+def cnn_digit(num_classes: int, *, norm: str = "batch", dropout: float = 0.5, impl: str = "auto") -> CNNDigit:
+    """The Digit-5 network of KD3A (Feng et al., ICML 2021, arXiv 2011.09757).
+
+    Their classifier is a network of its own with the one entry `linear.fc`; here it is `fc`.
+    """
+    check_rate(dropout, "model.cnn_digit.dropout")
+    return CNNDigit(num_classes, norm, dropout, impl)

@@ -1,0 +1,199 @@
+"""Plots of one run and of several. Where matplotlib is missing, one line says so and nothing is drawn."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_pfl import metrics
+
+Record = Mapping[str, Any]
+Curve = tuple[Sequence[int], Sequence[float]]
+"""Rounds, and the value at each."""
+
+# Okabe and Ito's palette, told apart by colour-blind readers too, without its yellow (too pale for a line); past its
+# end the line style changes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+GREY = "#9A9A9A"
+WORDS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auc": "macro AUC",
+    "loss": "loss [nats]",
+    "c_ap": "C-AP",
+    "o_ap": "O-AP",
+    "cf1": "CF1",
+    "of1": "OF1",
+    "dice": "Dice",
+}
+
+
+def training(records: Sequence[Record], path: Path, metric: str | None = None) -> bool:
+    """Draw one run: its training loss, its validation metric over rounds, and its test metric by client.
+
+    The validation panel has the mean over clients, the band from the worst to the best client and, up to ten clients, a
+    thin line for each. The test panel shows the last evaluated round, each model in its own colour.
+
+    Args:
+        records: the run's metrics, as in `metrics.jsonl`.
+        path: the PNG to write; its folder is made.
+        metric: key to draw, e.g. `validation/personal/macro_f1`; by default a main metric found in the records.
+
+    Returns:
+        Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
+    """
+    figure = _figure((13, 4))
+    if figure is None:
+        return False
+    loss_axes, metric_axes, client_axes = figure.subplots(1, 3)
+    metric = metric or next((k for r in records for k in r if _is_main(k)), "validation/personal/loss")
+    short = metric.rsplit("/", 1)[-1]
+
+    key = next((k for r in records for k in r if k.startswith("train/") and k.endswith("loss")), "train/loss")
+    _line(loss_axes, curve(records, key), color=COLOURS[0])
+    _label(loss_axes, "Training loss", "round", _words(key))
+
+    _over_rounds(metric_axes, records, metric)
+    _label(metric_axes, f"Validation, {metric.split('/')[-2]} model", "round", _words(short))
+
+    tested = [r for r in records if any(k.startswith("test/") for k in r)]
+    _by_client(client_axes, tested[-1] if tested else {}, short)
+    title = f"Test by client, round {tested[-1]['round']}" if tested else "Test by client"
+    _label(client_axes, title, "client", _words(short))
+    return _save(figure, path)
+
+
+def compare(runs: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> bool:
+    """Draw the curves of several methods: the mean over seeds, and a band of one standard deviation (ddof 1) around it.
+
+    Args:
+        runs: for each label one curve per seed; seeds are averaged over the rounds that all of them evaluated.
+        path: the PNG to write; its folder is made.
+        metric: name of what the curves show, e.g. `macro_f1`.
+
+    Returns:
+        Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
+    """
+    figure = _figure((8.5, 4.8))
+    if figure is None:
+        return False
+    axes = figure.subplots()
+    banded = False
+    for index, (label, curves) in enumerate(runs.items()):
+        by_round = [dict(zip(*points, strict=True)) for points in curves]
+        rounds = sorted(set.intersection(*map(set, by_round))) if by_round else []
+        values = np.array([[values[r] for r in rounds] for values in by_round], np.float64)
+        if not rounds:
+            continue
+        mean, colour = values.mean(0), COLOURS[index % len(COLOURS)]
+        style = STYLES[index // len(COLOURS) % len(STYLES)]
+        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
+        _line(axes, (rounds, mean), color=colour, linestyle=style, label=f"{label}{seeds}")
+        if len(curves) > 1:
+            banded, deviation = True, values.std(0, ddof=1)
+            axes.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+    note = "; band: ± one standard deviation over seeds" if banded else ""
+    _label(axes, f"Validation, mean over clients{note}", "round", _words(metric))
+    _legend(figure, axes)
+    return _save(figure, path)
+
+
+def _over_rounds(axes: Any, records: Sequence[Record], metric: str) -> None:
+    clients = {k.rsplit("/client/", 1)[1]: k for r in records for k in r if k.startswith(f"{metric}/client/")}
+    curves = {client: curve(records, key) for client, key in clients.items()}
+    by_round: dict[int, list[float]] = {}
+    for rounds, values in curves.values():
+        for r, value in zip(rounds, values, strict=True):
+            by_round.setdefault(r, []).append(value)
+    if len(curves) > 1:
+        rounds = sorted(by_round)
+        low, high = [min(by_round[r]) for r in rounds], [max(by_round[r]) for r in rounds]
+        axes.fill_between(rounds, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label="worst to best client")
+    if len(curves) <= 10:
+        for index, (client, points) in enumerate(curves.items(), 1):
+            style = STYLES[1:][index // len(COLOURS) % 3]
+            _line(axes, points, color=COLOURS[index % len(COLOURS)], linestyle=style, linewidth=1, label=client)
+    _line(axes, curve(records, metric), color=COLOURS[0], linewidth=2.4, label="mean")
+    if curves:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=8)
+
+
+def _by_client(axes: Any, record: Record, metric: str) -> None:
+    models = {k.split("/")[1]: {} for k in record if k.startswith("test/") and f"/{metric}/client/" in k}
+    for model, values in models.items():
+        prefix = f"test/{model}/{metric}/client/"
+        values.update({k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)})
+    if not models:
+        axes.text(0.5, 0.5, "not evaluated", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        axes.set_xticks([])
+        return
+    clients = list(dict.fromkeys(client for values in models.values() for client in values))
+    width = 0.8 / len(models)
+    for index, (model, values) in enumerate(models.items()):
+        at = np.arange(len(clients)) + (index - (len(models) - 1) / 2) * width
+        # An undefined value draws no bar, rather than one of height 0.
+        heights = np.array([values.get(client) for client in clients], np.float64)
+        axes.bar(at, heights, width * 0.92, color=COLOURS[index % len(COLOURS)], label=model)
+    if len(clients) <= 20:
+        crowded = sum(map(len, clients)) > 40
+        axes.set_xticks(
+            range(len(clients)), clients, rotation=40 if crowded else 0, ha="right" if crowded else "center"
+        )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8, title="model", title_fontsize=8)
+
+
+def curve(records: Sequence[Record], key: str) -> Curve:
+    """The values of `key` over rounds, where it is defined."""
+    defined = [(r["round"], r[key]) for r in records if r.get(key) is not None]
+    return [r for r, _ in defined], [value for _, value in defined]
+
+
+def _is_main(key: str) -> bool:
+    return key.startswith("validation/") and key.count("/") == 2 and key.split("/")[2] in metrics.MAIN.values()
+
+
+def _words(metric: str) -> str:
+    short = metric.rsplit("/", 1)[-1]
+    return WORDS.get(short, short.replace("_", " "))
+
+
+def _line(axes: Any, points: Curve, **style: Any) -> None:
+    marker = "o" if len(points[0]) <= 15 else ""  # few points, or a single one, must be seen
+    axes.plot(*points, **{"linewidth": 1.8, "marker": marker, "markersize": 3, **style})
+
+
+def _label(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if x == "round":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    if util.find_spec("matplotlib") is None:
+        print("plots not drawn: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+        return None
+    from matplotlib.figure import Figure
+
+    # A Figure without pyplot has no global state and needs no display: it is drawn by Agg.
+    return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return True

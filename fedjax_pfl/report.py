@@ -1,0 +1,325 @@
+"""Tables and curves over runs and seeds: `launch.py --mode=report --runs=DIR,DIR,...`."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_pfl import log, plots
+from fedjax_pfl.errors import UserError, nearest
+from fedjax_pfl.metrics import lower_is_better
+
+FIELDS = (
+    "name",
+    "method",
+    "model",
+    "seed",
+    "rounds",
+    "data",
+    "fingerprint",
+    "clients",
+    "main_metric",
+    "seconds",
+    "last",
+)
+SPLITS = {"test": "Test", "held_out": "Held-out clients"}
+MODELS = ("personal", "tuned", "global")
+MAX_CLIENTS = 10  # with more, the clients get no columns of their own; report_runs.csv has them all
+
+
+class Run(NamedTuple):
+    """One finished run: its folder and its summary.json."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One model of one method on one split, and its columns of numbers, one value per run (NaN where undefined)."""
+
+    split: str
+    name: str
+    model: str
+    runs: list[Run]
+    values: dict[str, np.ndarray]
+
+
+def run(
+    runs: Sequence[str | Path],
+    *,
+    output: Path | None = None,
+    mix: bool = False,
+    metrics: Sequence[str] | None = None,
+    which: str = "best",
+) -> str:
+    """Compare finished runs; write `report.md`, `report.csv`, `report_runs.csv` and `curves.png`.
+
+    Runs of one `name` are the seeds of one method. Each row is a method's personal, tuned or global model, each number
+    the mean ± standard deviation (ddof 1) over its seeds. `report.csv` holds the table's raw numbers, `report_runs.csv`
+    every value of every run.
+
+    Args:
+        runs: run folders, or folders that hold any number of them at any depth.
+        output: folder for the files; by default the runs' common parent.
+        mix: compare runs on different data, splits or numbers of clients nevertheless.
+        metrics: the metrics to show, by default all.
+        which: `best` (the round that is best by validation) or `last`.
+
+    Returns:
+        The table and its notes in Markdown.
+
+    Raises:
+        UserError: a folder without runs, an unfinished run, a damaged summary.json, two runs with the same name and
+            seed, runs that can't be compared, an unknown metric, or a folder that can't be written.
+    """
+    if which not in ("best", "last"):
+        raise UserError(f"which: unknown name '{which}' (one of: best, last)")
+    found = _load(_find(runs), which)
+    _check(found, mix)
+    rows = [row for split in SPLITS for row in _rows(found, split, metrics, which)]
+    if not rows:
+        raise UserError(f"--runs: no run in {found[0].path.parent} was evaluated on a test split")
+    text = _markdown(rows, which)
+    folder = Path(output or os.path.commonpath([run.path for run in found]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if _draw(found, folder / "curves.png"):
+            text += "\n![validation metric over rounds](curves.png)\n"
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        (folder / "report.csv").write_text(_csv([_raw(row) for row in rows]), encoding="utf-8")
+        (folder / "report_runs.csv").write_text(_csv(_long(found, which)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the report can't be written into {folder}: {error.strerror}") from None
+    return text
+
+
+def _find(folders: Sequence[str | Path]) -> list[Path]:
+    """The run folders in or under `folders`, each once: in the given order, by path within a folder."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"--runs: no folder '{folder}'")
+        inside = []
+        for at, below, files in os.walk(folder):
+            if not {"summary.json", log.METRICS}.isdisjoint(files):
+                inside.append(Path(at).resolve())
+                below.clear()
+        if not inside:
+            raise UserError(f"--runs: no run in '{folder}' (the folder of a run holds summary.json)")
+        found.update(dict.fromkeys(sorted(inside)))
+    if not found:
+        raise UserError("--runs: no folder given, expected --runs=DIR,DIR,...")
+    return list(found)
+
+
+def _load(paths: Sequence[Path], which: str) -> list[Run]:
+    runs, unfinished = [], []
+    for path in paths:
+        file = path / "summary.json"
+        if not file.exists():
+            unfinished.append(f"{path} (no summary.json)")
+            continue
+        try:
+            summary = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{file}: not valid JSON ({error})") from None
+        if not isinstance(summary, dict):
+            raise UserError(f"{file}: expected a JSON object, found {type(summary).__name__}")
+        missing = [field for field in (*FIELDS, which) if field not in summary]
+        if missing:
+            raise UserError(f"{file}: no field '{missing[0]}'")
+        for field in ("last", which):
+            if not isinstance(summary[field], dict) or not isinstance(summary[field].get("round"), int):
+                raise UserError(f"{file}: field '{field}' is not an object with an integer 'round'")
+        if summary["last"]["round"] < summary["rounds"]:
+            unfinished.append(f"{path} (round {summary['last']['round']} of {summary['rounds']})")
+        runs.append(Run(path, summary))
+    if unfinished:
+        raise UserError(f"--runs: unfinished, resume or leave out: {', '.join(unfinished)}")
+    return runs
+
+
+def _check(runs: Sequence[Run], mix: bool) -> None:
+    """Refuse runs that can't be compared, and seeds of one name that aren't seeds of one method."""
+    first: dict[str, Run] = {}
+    seeds: dict[tuple[str, Any], Run] = {}
+    for run in runs:
+        name, seed = run.summary["name"], run.summary["seed"]
+        if (twin := seeds.setdefault((name, seed), run)) is not run:
+            raise UserError(f"--runs: {twin.path} and {run.path} both have the name '{name}' and the seed {seed}")
+        same = first.setdefault(name, run)
+        for field in ("method", "model", "rounds"):
+            if (difference := _difference(same, run, field)) is not None:
+                raise UserError(f"--runs: {difference}, yet both have the name '{name}': give each its own name")
+        for field in ("data", "fingerprint", "clients"):
+            if not mix and (difference := _difference(runs[0], run, field)) is not None:
+                raise UserError(f"--runs: {difference}; --mix compares them nevertheless")
+
+
+def _difference(a: Run, b: Run, field: str) -> str | None:
+    x, y = a.summary[field], b.summary[field]
+    return None if x == y else f"{a.path} and {b.path} differ in {field} ({x}, {y})"
+
+
+def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: str) -> list[Row]:
+    """The rows of one split. Their columns: metrics, worst client and spread of the main one, clients, seconds."""
+    flat = [key for run in runs for key in run.summary[which] if key.startswith(f"{split}/")]
+    keys = list(dict.fromkeys(key.split("/", 2)[2] for key in flat if key.count("/") >= 2))
+    if not keys:
+        return []
+    known = [key for key in keys if "/" not in key]
+    main = runs[0].summary["main_metric"].rsplit("/", 1)[-1]
+    for metric in wanted or ():
+        if metric not in known:
+            raise UserError(f"metrics: unknown name '{metric}'{nearest(metric, known)}")
+    columns = list(wanted or sorted(known, key=lambda metric: metric != main))
+    clients = [key for key in keys if key.startswith(f"{main}/client/")]
+    columns += [f"{main}/worst", f"{main}/std", *(clients if len(clients) <= MAX_CLIENTS else ())]
+    rows = []
+    for name in dict.fromkeys(run.summary["name"] for run in runs):
+        group = [run for run in runs if run.summary["name"] == name]
+        for model in MODELS:
+            prefix = f"{split}/{model}/"
+            if not any(key.startswith(prefix) for run in group for key in run.summary[which]):
+                continue
+            values = {c: [run.summary[which].get(prefix + c) for run in group] for c in columns}
+            values["seconds"] = [run.summary["seconds"] for run in group]
+            rows.append(Row(split, name, model, group, {c: np.array(v, np.float64) for c, v in values.items()}))
+    return rows
+
+
+def _markdown(rows: Sequence[Row], which: str) -> str:
+    parts = [f"# Report: {'best round by validation' if which == 'best' else 'last round'}\n"]
+    for split, title in SPLITS.items():
+        if table := [row for row in rows if row.split == split]:
+            parts += [f"## {title}\n", _table(table)]
+    parts.append("Mean over clients, then mean ± standard deviation (ddof 1) over seeds; loss in nats; best in bold.")
+    parts += _undefined(rows, which)
+    for field in ("data", "fingerprint", "clients"):
+        values = dict.fromkeys(str(run.summary[field]) for row in rows for run in row.runs)
+        if len(values) > 1:
+            parts.append(f"- Mixed: the runs differ in {field} ({', '.join(values)}).")
+    if (most := max(run.summary["clients"] for row in rows for run in row.runs)) > MAX_CLIENTS:
+        parts.append(f"- {_count(most, 'client')}: each one's values are in report_runs.csv.")
+    return "\n".join(parts) + "\n"
+
+
+def _undefined(rows: Sequence[Row], which: str) -> list[str]:
+    """One note for each split's metric that some client leaves undefined."""
+    notes = []
+    for split, metric in dict.fromkeys((row.split, column) for row in rows for column in row.values):
+        table = [row for row in rows if row.split == split]
+        counts: dict[str, int] = {}
+        for row in table:
+            found = [run.summary[which].get(f"{split}/{row.model}/{metric}/undefined", 0) for run in row.runs]
+            if max(found):
+                counts[f"{row.name} {row.model}"] = max(found)
+        if counts:
+            low, high = min(counts.values()), max(counts.values())
+            clients = _count(high, "client") if low == high else f"{low} to {high} clients"
+            where = "every row" if len(counts) == len(table) else ", ".join(counts)
+            notes.append(f"- {SPLITS[split]}: `{metric}` is undefined for {clients}, left out of the mean, in {where}.")
+    return notes
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = list(rows[0].values)
+    header = ["method", "model", "seeds", *map(_title, columns)]
+    cells = [[row.name.replace("|", r"\|"), row.model, _seeds(row)] for row in rows]
+    for column in columns:
+        means = [_mean(row.values[column]) for row in rows]
+        shown = [_number(mean, column) for mean in means]
+        best = None
+        if len(rows) > 1 and np.isfinite(means).any():
+            best = shown[int(np.nanargmin(means) if _lower(column) else np.nanargmax(means))]
+        for line, row, text in zip(cells, rows, shown, strict=True):
+            values = row.values[column]
+            defined = values[np.isfinite(values)]
+            if len(defined) > 1:
+                text += f" ± {_number(defined.std(ddof=1), column)}"
+            bold = f"**{text}**" if _number(_mean(values), column) == best else text
+            line.append(bold + (f" ({len(defined)} of {len(values)})" if 0 < len(defined) < len(values) else ""))
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]  # readable in a terminal too
+    rule = ["-" * width if i < 3 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    lines = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in (header, rule, *cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if defined.size else np.nan
+
+
+def _number(value: float, column: str) -> str:
+    if not np.isfinite(value):
+        return "undefined"
+    return f"{value:.1f}" if column == "seconds" else f"{value:.3f}"
+
+
+def _lower(column: str) -> bool:
+    return column == "seconds" or column.endswith("/std") or lower_is_better(column.split("/")[0])
+
+
+def _title(column: str) -> str:
+    metric, _, rest = column.partition("/")
+    titles = {"": metric, "worst": f"{metric}, worst client", "std": f"{metric}, spread over clients"}
+    return titles.get(rest, rest.removeprefix("client/").replace("|", r"\|"))
+
+
+def _seeds(row: Row) -> str:
+    return f"{', '.join(str(run.summary['seed']) for run in row.runs)} (n = {len(row.runs)})"
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def _raw(row: Row) -> dict[str, Any]:
+    """A row's raw numbers: each column's mean, deviation (ddof 1) and number of runs where it is defined."""
+    seeds = " ".join(str(run.summary["seed"]) for run in row.runs)
+    raw: dict[str, Any] = {
+        "split": row.split,
+        "method": row.name,
+        "model": row.model,
+        "n": len(row.runs),
+        "seeds": seeds,
+    }
+    for column, values in row.values.items():
+        defined = values[np.isfinite(values)]
+        raw[column] = _mean(values) if defined.size else ""
+        raw[f"{column} deviation"] = float(defined.std(ddof=1)) if defined.size > 1 else ""
+        raw[f"{column} n"] = defined.size
+    return raw
+
+
+def _long(runs: Sequence[Run], which: str) -> list[dict[str, Any]]:
+    """One line for every value of every run."""
+    lines = []
+    for run in runs:
+        run_fields = {"run": str(run.path), **{k: run.summary[k] for k in ("name", "method", "seed")}, "which": which}
+        values = {**run.summary[which], "seconds": run.summary["seconds"]}
+        lines += [
+            {**run_fields, "round": values["round"], "key": k, "value": v} for k, v in values.items() if k != "round"
+        ]
+    return lines
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _draw(runs: Sequence[Run], path: Path) -> bool:
+    curves: dict[str, list[plots.Curve]] = {}
+    for run in runs:
+        curve = plots.curve(log.read_records(run.path / log.METRICS), run.summary["main_metric"])
+        curves.setdefault(run.summary["name"], []).append(curve)
+    return plots.compare(curves, path, runs[0].summary["main_metric"])

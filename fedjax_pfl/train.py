@@ -1,0 +1,385 @@
+"""A run: sample -> round -> evaluate -> log -> checkpoint, in a folder from which it can go on."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_pfl import checkpoint, cohort, config as configuration, data, evaluate, log, metrics
+from fedjax_pfl.core import Algorithm, Cohort, State
+from fedjax_pfl.data import Federation
+from fedjax_pfl.errors import UserError
+from fedjax_pfl.local import Training
+from fedjax_pfl.problem import Problem
+
+
+class Setup(NamedTuple):
+    """Everything that a config describes, ready to run. Clients 0..trainers-1 train; the others are held out."""
+
+    federation: Federation
+    trainers: int
+    problem: Problem
+    training: Training
+    algorithm: Algorithm
+    sampler: cohort.Sampler
+    rows: cohort.Rows  # the training rows of the trainers
+    evaluator: evaluate.Evaluator
+    candidates: dict[str, evaluate.Candidate]
+    key: jax.Array  # of the rounds
+    init: Callable[[], State]
+
+
+def load_federation(config: Any) -> Federation:
+    """The data that a config names, split among its clients."""
+    return data.federate(data.load(config.data), config.split, config.seed)
+
+
+def prepare(config: Any) -> Setup:
+    """Read the data and build the method.
+
+    Raises:
+        UserError: whatever in the config or its files can't be.
+    """
+    configuration.validate(config)
+    federation, trainers = _hold_out(load_federation(config), config)
+    problem = configuration.build_problem(config, federation)
+    training = configuration.build_training(config, problem)
+    algorithm = configuration.build_algorithm(config, training)
+    resident = {"auto": "auto", "always": True, "never": False}[config.cohort.resident]
+    pool = cohort.Pool(federation.x, federation.y, resident)
+    rows = cohort.Rows(pool, federation.train[:trainers], federation.noise)
+    longest = max(len(index) for index in (*federation.validation, *federation.test))
+    splits = {
+        "train": cohort.Rows(pool, federation.train, federation.noise),
+        "validation": cohort.Rows(pool, federation.validation, federation.noise, longest),
+        "test": cohort.Rows(pool, federation.test, federation.noise, longest),
+    }
+    options = {name: value for name, value in config.cohort.items() if name != "resident"}
+    key_init, key_rounds, key_eval = jax.random.split(jax.random.key(config.seed), 3)
+    return Setup(
+        federation,
+        trainers,
+        problem,
+        training,
+        algorithm,
+        cohort.Sampler(rows.counts, seed=config.seed, **options),
+        rows,
+        evaluate.Evaluator(
+            problem,
+            federation.task,
+            federation.client_names,
+            splits,
+            batch_size=config.eval.batch_size,
+            how=config.client.map,
+            key=key_eval,
+        ),
+        evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
+        key_rounds,
+        lambda: algorithm.init(problem.init(key_init), trainers),
+    )
+
+
+def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = False) -> dict[str, Any] | None:
+    """Train, or go on training, in `workdir`, and write all that a run leaves there.
+
+    Args:
+        config: as `configs/base.py` makes it.
+        stop_at: save and return after this round (0: run to the end); the same call goes on from there.
+        quiet: no progress on the terminal.
+
+    Returns:
+        The summary, as in `summary.json`, or None where it stopped before the end.
+
+    Raises:
+        UserError: bad input; a changed config; an update that is not finite.
+        Interrupted: SIGINT or SIGTERM came; the last round was finished and saved.
+    """
+    workdir = Path(workdir)
+    configuration.validate(config)
+    _claim(workdir, config)
+    setup = prepare(config)
+    main = f"{config.eval.model}/{config.eval.metric or metrics.main(setup.federation.task)}"
+    _check_main(main, setup)
+    with Interrupt() as interrupt, log.Log(workdir, tensorboard=config.tensorboard) as records:
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        try:
+            state = setup.init()
+            found = checkpoints.restore_latest(state, print)
+            progress = checkpoint.Progress(0)
+            if found is not None:
+                state, progress = found
+                if not quiet:
+                    print(f"going on from round {progress.round} in {workdir}", flush=True)
+            records.truncate(progress.round)
+            end = min(stop_at or config.rounds, config.rounds)
+            state, progress, compile_seconds = _rounds(
+                config, setup, state, progress, end, main, records, checkpoints, interrupt, quiet
+            )
+            checkpoints.wait()
+            if interrupt.signal is not None and progress.round < config.rounds:
+                raise Interrupted(interrupt.signal, progress.round, workdir)
+            if progress.round < config.rounds:
+                return None
+            summary = summarise(config, setup, state, progress, checkpoints, main) | {"compile_seconds": compile_seconds}
+        finally:
+            checkpoints.close()
+        log.write_json(workdir / "summary.json", summary)
+        if config.plots:
+            from fedjax_pfl import plots
+
+            plots.training(records.records(), workdir / "plots" / "training.png", f"validation/{main}")
+    return summary
+
+
+def _rounds(
+    config: Any,
+    setup: Setup,
+    state: State,
+    progress: checkpoint.Progress,
+    end: int,
+    main: str,
+    records: log.Log,
+    checkpoints: checkpoint.Checkpoints,
+    interrupt: "Interrupt",
+    quiet: bool,
+) -> tuple[State, checkpoint.Progress, float]:
+    """Rounds progress.round + 1 ... end; returns the last state, the progress and the seconds of compilation."""
+    if progress.round >= end:
+        return state, progress, 0.0
+    multiple = cohort.chunk(config.client.map)
+
+    def next_cohort(round: int) -> Cohort:
+        return cohort.assemble(setup.rows, *setup.sampler(round), multiple=multiple)
+
+    some = next_cohort(progress.round)
+    began = time.perf_counter()
+    one_round = jax.jit(setup.algorithm.round, donate_argnums=0).lower(state, some, setup.key).compile()
+    compile_seconds = time.perf_counter() - began
+    saved = progress.round
+    with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
+        for round in range(progress.round + 1, end + 1):
+            if interrupt.signal is not None:
+                break
+            began = time.perf_counter()
+            state, report = one_round(state, some, setup.key)
+            if round < end:
+                some = next_cohort(round)  # the host gathers the next cohort while the device works
+            report = jax.device_get(report)
+            seconds = time.perf_counter() - began
+            _check_finite(report, round, setup, config, saved)
+            examples = int(report.train.examples.sum())
+            loss = float(report.train.loss.sum() / max(1, examples))
+            progress = progress._replace(
+                round=round, seconds=progress.seconds + seconds, examples=progress.examples + examples
+            )
+            improved, value = False, None
+            if round % config.eval.every == 0 or round == config.rounds:
+                always = ("tuned",) if config.eval.tuned == "always" else ()
+                record = evaluation(setup, state, ("validation", "test"), ("personal", "global", *always))
+                value = record.get(f"validation/{main}")
+                records.append({"round": round, "train/loss": loss, "seconds": progress.seconds, **record})
+                if round >= config.eval.best_from * config.rounds and _better(value, progress.best_value, main):
+                    progress, improved = progress._replace(best_round=round, best_value=value), True
+            if improved or round % config.checkpoint.every == 0 or round == end or interrupt.signal is not None:
+                checkpoints.save(state, progress)
+                saved = round
+            bar.update(round, loss, value, seconds)
+    return state, progress, compile_seconds
+
+
+def evaluation(
+    setup: Setup, state: State, splits: tuple[str, ...], models: tuple[str, ...], *, held_out: bool = False
+) -> dict[str, float | None]:
+    """Flat keys `<split>/<model>/<metric>...` of the clients that train.
+
+    Args:
+        held_out: besides, `held_out/<model>/...`: the test split of the clients that never trained, each as a newcomer.
+    """
+    trainers, everybody = np.arange(setup.trainers), np.arange(len(setup.federation.client_names))
+    shared = not jax.tree.leaves(state.clients)  # clients keep nothing: personal and global model are one
+    found: dict[str, float | None] = {}
+    for model in models:
+        if model not in setup.candidates:
+            continue
+        for split in splits:
+            same = f"{split}/personal/"
+            if model == "global" and shared and "personal" in models:
+                found |= {f"{split}/global/{k.removeprefix(same)}": v for k, v in found.items() if k.startswith(same)}
+                continue
+            values = setup.evaluator(setup.candidates[model], state, split, trainers)
+            found |= {f"{split}/{model}/{key}": value for key, value in values.items()}
+        if held_out and len(everybody) > setup.trainers:
+            newcomer = jax.tree.map(lambda leaf: leaf[0], setup.init().clients)
+            values = setup.evaluator(
+                setup.candidates[model], state, "test", everybody[setup.trainers :], new_client=newcomer
+            )
+            found |= {f"held_out/{model}/{key}": value for key, value in values.items()}
+    return found
+
+
+def summarise(
+    config: Any,
+    setup: Setup,
+    state: State,
+    progress: checkpoint.Progress,
+    checkpoints: checkpoint.Checkpoints,
+    main: str,
+) -> dict[str, Any]:
+    """The whole evaluation protocol at the last and at the best round, and what the run cost."""
+    models = ("personal", "global") if config.eval.tuned == "never" else ("personal", "global", "tuned")
+
+    def protocol(state: State, round: int) -> dict[str, Any]:
+        return {"round": round, **evaluation(setup, state, ("validation", "test"), models, held_out=True)}
+
+    last, best = protocol(state, progress.round), None
+    if progress.best_round == progress.round:
+        best = last
+    elif progress.best_round:
+        best = protocol(checkpoints.restore(progress.best_round, state)[0], progress.best_round)
+    return {
+        "name": config.name or config.method,
+        "method": config.method,
+        "model": config.model.name,
+        "seed": config.seed,
+        "rounds": progress.round,
+        "data": setup.federation.name,
+        "fingerprint": data.fingerprint(setup.federation),
+        "clients": len(setup.federation.client_names),
+        "main_metric": f"validation/{main}",
+        "seconds": progress.seconds,
+        "examples_per_second": progress.examples / progress.seconds,
+        "device": log.device(),
+        "versions": log.versions(),
+        "last": last,
+        "best": best,
+    }
+
+
+def evaluate_run(config: Any, workdir: str | Path, which: str = "last") -> dict[str, Any]:
+    """The evaluation protocol on a checkpoint of a run: its 'last' or its 'best'.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir: no checkpoints in {workdir}")
+    setup = prepare(config)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    try:
+        found = checkpoints.restore_latest(setup.init(), print)
+        if found is None:
+            raise UserError(f"--workdir: no checkpoints in {workdir}")
+        state, progress = found
+        if which == "best":
+            if not progress.best_round:
+                raise UserError(f"--which: {workdir} has no best round (no validation data, or none evaluated yet)")
+            state, progress = checkpoints.restore(progress.best_round, state)
+    finally:
+        checkpoints.close()
+    models = ("personal", "global") if config.eval.tuned == "never" else ("personal", "global", "tuned")
+    return {"round": progress.round, **evaluation(setup, state, ("validation", "test"), models, held_out=True)}
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after a whole round, which is saved."""
+
+    def __init__(self, number: int, round: int, workdir: Path) -> None:
+        super().__init__(f"stopped after round {round}, saved in {workdir}; the same command goes on from there")
+        self.exit_status = 128 + number
+
+
+class Interrupt:
+    """While entered: the first SIGINT or SIGTERM is noted in `signal`; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "Interrupt":
+        try:
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: whoever runs us there handles signals
+            self._before = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        os.write(2, b"\nstopping after this round (once more: at once)\n")
+
+
+def _hold_out(federation: Federation, config: Any) -> tuple[Federation, int]:
+    """The federation with the held-out clients last, and the number of the others."""
+    n, held_out = len(federation.client_names), config.eval.held_out
+    if held_out >= n:
+        raise UserError(f"config.eval.held_out: found {held_out}, expected less than the number of clients, {n}")
+    out = np.random.default_rng([config.seed, 2]).choice(n, held_out, replace=False)
+    order = [k for k in range(n) if k not in out] + sorted(out)
+    each = ("client_names", "train", "validation", "test")
+    parts = {name: tuple(getattr(federation, name)[k] for k in order) for name in each}
+    return federation._replace(**parts, noise=federation.noise[order]), n - held_out
+
+
+def _claim(workdir: Path, config: Any) -> None:
+    """Make the folder this run's own: write its config there, or check that it is the same one."""
+    path = workdir / "config.json"
+    new = configuration.to_json(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            old = json.loads(path.read_text())
+            changed = configuration.difference(old, new)
+            if changed:
+                raise UserError(
+                    f"--workdir: {workdir} holds a run with another config ({'; '.join(changed[:5])}); "
+                    "give another --workdir, or the old config to go on"
+                )
+        else:
+            log.write_json(path, new)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise UserError(f"--workdir: can't write to {workdir} ({error.strerror})") from None
+
+
+def _check_main(main: str, setup: Setup) -> None:
+    model, metric = main.split("/")
+    names = metrics.names(setup.federation.task)
+    if metric not in names:
+        raise UserError(f"config.eval.metric: found '{metric}', expected one of {', '.join(names)}")
+    if model not in setup.candidates:
+        raise UserError("config.eval.model: found 'global', but this method has no global model")
+
+
+def _check_finite(report: Any, round: int, setup: Setup, config: Any, saved: int) -> None:
+    """A NaN update must speak."""
+    if report.finite.all() and report.server_finite:
+        return
+    names = setup.federation.client_names
+    bad = [names[i] for i, finite in zip(report.ids, report.finite, strict=True) if not finite and i < len(names)]
+    who = f"the update of client {', '.join(bad[:5])}" if bad else "the server's model"
+    kept = f"round {saved} is saved" if saved else "nothing was saved"
+    raise UserError(
+        f"round {round}: {who} is not finite (NaN or infinity); lower config.client.lr (found {config.client.lr}) "
+        f"or set config.client.clip; {kept}"
+    )
+
+
+def _better(value: float | None, best: float | None, main: str) -> bool:
+    if value is None:
+        return False
+    if best is None:
+        return True
+    return value < best if metrics.lower_is_better(main) else value > best

@@ -1,0 +1,128 @@
+"""Train, evaluate, compare and measure federated methods: `python launch.py --config=configs/quickstart.py`."""
+
+import ast
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from fedjax_pfl.errors import UserError, nearest
+
+MODES = ("train", "eval", "partition", "report", "benchmark")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.some.option=value changes an option.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<name of the config>-seed<seed>).")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. eval: a run's checkpoint. partition: "
+                          "who holds what. report: a table over runs. benchmark: how fast a round is.")  # fmt: skip
+_WHICH = flags.DEFINE_enum("which", "best", ("best", "last"), "eval, report: the round chosen by validation, or the last.")
+_STOP_AT = flags.DEFINE_integer("stop_at", 0, "train: save and stop after this round; the same command goes on.", 0)
+_RUNS = flags.DEFINE_list("runs", [], "report: folders of runs, or folders of such folders.")
+_METRICS = flags.DEFINE_list("metrics", [], "report: the metrics to show (default: all).")
+_MIX = flags.DEFINE_bool("mix", False, "report: compare runs on different data or splits all the same.")
+_HELP = flags.DEFINE_bool("help", False, "This text; with --config all its options as well.")
+_QUIET = flags.DEFINE_bool("quiet", False, "No progress.")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the flags and do what the mode says. Returns the exit status."""
+    try:
+        _parse(argv)
+        if _HELP.value:
+            print(_help())
+            return 0
+        return _run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run() -> int:
+    from fedjax_pfl import commands  # jax and all: only now, so that --help is quick
+
+    mode = _MODE.value
+    if mode == "report":
+        return commands.report(_RUNS.value, _WORKDIR.value, _METRICS.value, _WHICH.value, _MIX.value)
+    config = _CONFIG.value
+    if mode == "benchmark":
+        return commands.benchmark(config, _WORKDIR.value)
+    if mode == "eval":
+        return commands.evaluate(config, _WORKDIR.value, _WHICH.value)
+    if config is None:
+        raise UserError(f"--config: missing, --mode={mode} needs a config file such as configs/quickstart.py")
+    workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}-seed{config.seed}"
+    if mode == "partition":
+        return commands.partition(config, workdir)
+    return commands.train(config, workdir, _STOP_AT.value, _QUIET.value)
+
+
+def _parse(argv: list[str]) -> None:
+    """Parse the command line; whatever is wrong with it becomes a UserError."""
+    path = next((arg.split("=", 1)[1] for arg in argv if arg.lstrip("-").startswith("config=")), None)
+    if path is not None and not Path(path.split(":")[0]).is_file():
+        folder = Path(path).parent
+        raise UserError(f"--config: no such file: {path}{nearest(path, map(str, sorted(folder.glob('*.py'))))}")
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            raise UserError(f"--{error.flagname}: a config option, but no --config=FILE is given") from None
+        names = [name for name in flags.FLAGS if not name.startswith("config.")]
+        raise UserError(f"--{error.flagname}: no such flag{nearest(error.flagname, names)}") from None
+    except (AttributeError, KeyError) as error:
+        raise UserError(_misspelt_option(argv, path) or f"{path}: {_line(error)}") from None
+    except flags.Error as error:
+        raise UserError(_line(error).removeprefix("flag ")) from None
+    except Exception as error:  # whatever a config file may raise when it is executed
+        raise UserError(f"{path}: {type(error).__name__}: {_line(error)}") from None
+    if rest:
+        raise UserError(f"found '{rest[0]}', expected only flags such as --config=configs/quickstart.py")
+    if _CONFIG.value is not None:
+        _CONFIG.value.lock()
+
+
+def _misspelt_option(argv: list[str], path: str | None) -> str | None:
+    """The line for the first --config.x.y that the config file at `path` does not have."""
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location("config_file", path.split(":")[0])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = [f"config.{field}" for field in _fields(module.get_config(*path.split(":")[1:]))]
+    given = [arg.lstrip("-").split("=")[0] for arg in argv if arg.lstrip("-").startswith("config.")]
+    return next((f"--{name}: no such option{_near(name, known)}" for name in given if name not in known), None)
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean '--{near[0]}'?)" if near else " (configs/base.py lists them all)"
+
+
+def _fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in config.items():
+        found |= _fields(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return found
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _help() -> str:
+    lines = [__doc__ or "", "", flags.FLAGS.main_module_help().strip(), "", "configs:"]
+    for path in sorted((Path(__file__).parent / "configs").glob("*.py")):
+        summary = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+        lines.append(f"  configs/{path.name:<32} {summary}")
+    if _CONFIG.value is not None:
+        lines += ["", "options of this config (configs/base.py says what each means):"]
+        lines += [f"  --config.{name}={value}" for name, value in _fields(_CONFIG.value).items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
