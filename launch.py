@@ -18,7 +18,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<name of the config>-seed<seed>).")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. eval: a run's checkpoint. partition: "
                           "who holds what. report: a table over runs. benchmark: how fast a round is.")  # fmt: skip
-_WHICH = flags.DEFINE_enum("which", "best", ("best", "last"), "eval, report: the round chosen by validation, or the last.")
+_WHICH = flags.DEFINE_enum(
+    "which", "best", ("best", "last"), "eval, report: the best round by validation, or the last."
+)
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "train: save and stop after this round; the same command goes on.", 0)
 _RUNS = flags.DEFINE_list("runs", [], "report: folders of runs, or folders of such folders.")
 _METRICS = flags.DEFINE_list("metrics", [], "report: the metrics to show (default: all).")
@@ -53,7 +55,8 @@ def _run() -> int:
         return commands.evaluate(config, _WORKDIR.value, _WHICH.value)
     if config is None:
         raise UserError(f"--config: missing, --mode={mode} needs a config file such as configs/quickstart.py")
-    workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}-seed{config.seed}"
+    file: Any = flags.FLAGS["config"]
+    workdir = _WORKDIR.value or f"runs/{Path(file.config_filename).stem}-seed{config.seed}"
     if mode == "partition":
         return commands.partition(config, workdir)
     return commands.train(config, workdir, _STOP_AT.value, _QUIET.value)
@@ -89,7 +92,8 @@ def _misspelt_option(argv: list[str], path: str | None) -> str | None:
     if path is None:
         return None
     spec = importlib.util.spec_from_file_location("config_file", path.split(":")[0])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     known = [f"config.{field}" for field in _fields(module.get_config(*path.split(":")[1:]))]

@@ -58,7 +58,8 @@ def adaptive(
             return v - (1 - beta2) * square * jnp.sign(v - square)
         return beta2 * v + (1 - beta2) * square
 
-    def update(delta: Any, state: Moments, params: Any = None) -> tuple[Any, Moments]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
+        delta = updates
         t = state.t + 1
         m = jax.tree.map(lambda m, d: beta1 * m + (1 - beta1) * d, state.m, delta)
         v = jax.tree.map(second_moment, state.v, delta)

@@ -19,8 +19,8 @@ class Sampler:
 
     Args:
         sizes: [N] training examples of each client. Clients without any never take part.
-        sampling: 'all'; 'uniform', without replacement; 'by_size', without replacement, with probability proportional to
-            the number of examples; 'by_probability', the same with the given `probability`; 'fixed', the given `ids`.
+        sampling: 'all'; 'uniform', without replacement; 'by_size', the same with probability proportional to the number
+            of examples; 'by_probability', the same with the given `probability`; 'fixed', the given `ids`.
         size: clients per round; 0: `fraction` of the clients, at least 1.
         drop_out: probability that a client trains but its upload is lost.
         seed: the config's.
@@ -31,7 +31,7 @@ class Sampler:
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[int] | np.ndarray,
         *,
         sampling: str = "all",
         size: int = 0,
@@ -50,10 +50,12 @@ class Sampler:
         if not 0 < fraction <= 1:
             raise UserError(f"config.cohort.fraction: found {fraction}, expected 0 < fraction <= 1")
         if sampling == "by_probability" and (len(probability) != n or min(probability) < 0 or sum(probability) <= 0):
-            raise UserError(f"config.cohort.probability: found {tuple(probability)}, expected {n} numbers >= 0, one a client")
+            raise UserError(f"config.cohort.probability: found {tuple(probability)}, expected {n} numbers >= 0")
         if sampling == "fixed":
             if not ids or not set(ids) <= set(range(n)) or len(set(ids)) != len(ids):
-                raise UserError(f"config.cohort.ids: found {tuple(ids)}, expected different client numbers 0 to {n - 1}")
+                raise UserError(
+                    f"config.cohort.ids: found {tuple(ids)}, expected different client numbers 0 to {n - 1}"
+                )
             eligible = np.intersect1d(eligible, ids)
         weight = {"by_size": sizes, "by_probability": probability}.get(sampling, np.ones(n))
         weight = np.asarray(weight, np.float64)[eligible]
@@ -82,7 +84,7 @@ class Pool:
 
     Args:
         x, y: [n, ...], as stored.
-        resident: keep them on the device ('auto': up to 2 GiB). Otherwise the rows asked for are copied there each time.
+        resident: keep them on the device ('auto': up to 2 GiB). Otherwise what is asked for is copied there each time.
     """
 
     RESIDENT_BYTES = 2 * 2**30

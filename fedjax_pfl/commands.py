@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fedjax_pfl import data, log, metrics, train as training
+from fedjax_pfl import data, log, metrics
+from fedjax_pfl import train as training
 from fedjax_pfl.data.files import cache_folder
 from fedjax_pfl.errors import UserError
 
@@ -87,15 +88,29 @@ def table(summary: dict[str, Any], which: str | None = None) -> str:
     values: dict[str, Any] = summary[which]
     kinds = list(dict.fromkeys(tuple(key.split("/")[:2]) for key in values if "/" in key))
     kinds = [kind for kind in kinds if kind[0] in ("test", "held_out")]
-    names = [name for name in dict.fromkeys(name for task in metrics.NAMES.values() for name in task) if any(f"{'/'.join(kind)}/{name}" in values for kind in kinds)]
+    names = [
+        name
+        for name in dict.fromkeys(name for task in metrics.NAMES.values() for name in task)
+        if any(f"{'/'.join(kind)}/{name}" in values for kind in kinds)
+    ]
     main = names[1] if not summary["main_metric"] else summary["main_metric"].split("/")[-1]
     rows = [["", *names, f"worst {main}"]]
     clients: list[list[str]] = []
     for kind in kinds:
         prefix = "/".join(kind)
-        rows.append([prefix, *(_number(values.get(f"{prefix}/{name}")) for name in names), _number(values.get(f"{prefix}/{main}/worst"))])
+        rows.append(
+            [
+                prefix,
+                *(_number(values.get(f"{prefix}/{name}")) for name in names),
+                _number(values.get(f"{prefix}/{main}/worst")),
+            ]
+        )
         start = f"{prefix}/{main}/client/"
-        clients += [[f"{prefix}/{main}", key.removeprefix(start), _number(v)] for key, v in values.items() if key.startswith(start)]
+        clients += [
+            [f"{prefix}/{main}", key.removeprefix(start), _number(v)]
+            for key, v in values.items()
+            if key.startswith(start)
+        ]
     lines = [f"{summary['name']}: {which} round, {values['round']}; mean over clients", _columns(rows)]
     if len(clients) <= 40:
         lines += ["", _columns(clients)]
@@ -108,7 +123,10 @@ def _number(value: float | None) -> str:
 
 def _columns(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows)
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
 
 
 def _cache_compilations() -> None:

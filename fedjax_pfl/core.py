@@ -155,14 +155,8 @@ def compose(
     """
     if keep is not None:
         exchanges = tuple(_keep_local(exchange, keep) for exchange in exchanges)
-        shared_client_model, shared_init_client, global_model = client_model, init_client, None
-
-        def init_client(variables: Variables) -> Kept:
-            return Kept(shared_init_client(variables), tree.split(variables, keep(variables))[0])
-
-        def client_model(server: Server, client: Kept, id: ClientId) -> Variables:
-            server = server._replace(variables=tree.merge(server.variables, client.part))
-            return shared_client_model(server, client.client, id)
+        init_client, client_model = _keep_client(init_client, keep), _keep_model(client_model)
+        global_model = None
 
     def init(variables: Variables, n: int) -> State:
         return State(jnp.zeros((), jnp.int32), init_server(variables, n), tree.broadcast(init_client(variables), n))
@@ -183,6 +177,17 @@ class Kept(NamedTuple):
 
     client: Client
     part: Variables
+
+
+def _keep_client(init_client: Callable[[Variables], Client], keep: Callable[[Variables], tree.Where]):
+    return lambda variables: Kept(init_client(variables), tree.split(variables, keep(variables))[0])
+
+
+def _keep_model(client_model: Callable[[Server, Client, ClientId], Variables]):
+    def kept_model(server: Server, client: Kept, id: ClientId) -> Variables:
+        return client_model(server._replace(variables=tree.merge(server.variables, client.part)), client.client, id)
+
+    return kept_model
 
 
 def _keep_local(exchange: Exchange, keep: Callable[[Variables], tree.Where]) -> Exchange:

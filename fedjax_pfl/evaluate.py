@@ -14,6 +14,7 @@ from fedjax_pfl.core import Algorithm, Client, ClientData, How, State, Variables
 from fedjax_pfl.local import Training
 from fedjax_pfl.problem import Problem
 
+
 class Candidate(NamedTuple):
     """A kind of model to evaluate."""
 

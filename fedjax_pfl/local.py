@@ -94,7 +94,9 @@ def train(
         start = i * batch_size
         mask = start + jnp.arange(batch_size, dtype=start.dtype) < data.count
         batch = rows(data, jax.lax.dynamic_slice(order, (start,), (batch_size,)), mask)
-        (value_, changed), grads = jax.value_and_grad(value, has_aux=True)(params, rest, batch, jax.random.fold_in(key, i))
+        (value_, changed), grads = jax.value_and_grad(value, has_aux=True)(
+            params, rest, batch, jax.random.fold_in(key, i)
+        )
         updates, opt_state = tx.update(grads, opt_state, params)
         seen = jnp.sum(mask, dtype=jnp.int32)
         metrics = Metrics(metrics.loss + value_ * seen.astype(value_.dtype), metrics.examples + seen, metrics.steps + 1)
@@ -126,9 +128,9 @@ def gradient(training: Training, variables: Variables, data: ClientData, key: Ke
     def add_batch(i, total):
         index = i * batch_size + jnp.arange(batch_size, dtype=data.count.dtype)
         batch = rows(data, index % data.x.shape[0], index < data.count)
-        grads = jax.grad(lambda params: training.loss({"params": params, **rest}, batch, jax.random.fold_in(key, i))[0])(
-            variables["params"]
-        )
+        grads = jax.grad(
+            lambda params: training.loss({"params": params, **rest}, batch, jax.random.fold_in(key, i))[0]
+        )(variables["params"])
         return tree.add(total, tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
 
     total = jax.lax.fori_loop(0, -(-data.count // batch_size), add_batch, tree.zeros_like(variables["params"]))

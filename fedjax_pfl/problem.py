@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from fedjax_pfl import losses, models
+from fedjax_pfl import losses
 from fedjax_pfl.core import Variables
 from fedjax_pfl.data import augment
 from fedjax_pfl.errors import UserError
@@ -23,7 +23,7 @@ class Problem(NamedTuple):
     model: Classifier
     init: Callable[[Key[Array, ""]], Variables]
     loss: Loss  # training mode: augmented inputs, batch statistics, dropout
-    predict: Callable[[Variables, Array, Float[Array, ""], Key[Array, ""]], Float[Array, "B ..."]]  # logits, evaluation mode
+    predict: Callable[[Variables, Array, Float[Array, ""], Key[Array, ""]], Any]  # logits [B, ...], evaluation mode
 
 
 def build(
@@ -40,8 +40,8 @@ def build(
 ) -> Problem:
     """The problem of fitting `model` to examples stored like `example`.
 
-    Inputs stay on the device as stored; there uint8 is scaled to [0, 1], augmented (in training), given the client's noise
-    where `noisy`, and normalised.
+    Inputs stay on the device as stored; there uint8 is scaled to [0, 1], augmented (in training), given the client's
+    noise where `noisy`, and normalised.
 
     Args:
         example: one stored input, [H, W, C] uint8 or float, or [d].
@@ -93,7 +93,7 @@ def build(
         total = jnp.sum(jnp.where(batch.mask, each, jnp.zeros_like(each)))
         return total / jnp.maximum(jnp.sum(real), 1), changed
 
-    def predict(variables: Variables, x: Array, noise: Array, key: Key[Array, ""]) -> Array:
+    def predict(variables: Variables, x: Array, noise: Array, key: Key[Array, ""]) -> Any:
         return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False)
 
     return Problem(model, init, batch_loss, predict)

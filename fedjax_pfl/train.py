@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, config as configuration, data, evaluate, log, metrics
+from fedjax_pfl import checkpoint, cohort, data, evaluate, log, metrics
+from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -127,7 +128,8 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
                 raise Interrupted(interrupt.signal, progress.round, workdir)
             if progress.round < config.rounds:
                 return None
-            summary = summarise(config, setup, state, progress, checkpoints, main) | {"compile_seconds": compile_seconds}
+            summary = summarise(config, setup, state, progress, checkpoints, main)
+            summary["compile_seconds"] = compile_seconds
         finally:
             checkpoints.close()
         log.write_json(workdir / "summary.json", summary)
@@ -288,7 +290,7 @@ def evaluate_run(config: Any, workdir: str | Path, which: str = "last") -> dict[
     return {"round": progress.round, **evaluation(setup, state, ("validation", "test"), models, held_out=True)}
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818, it is no error
     """A signal stopped the run after a whole round, which is saved."""
 
     def __init__(self, number: int, round: int, workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Maths on parameter pytrees: whole trees, the client axis, and the split of a model into parts by path."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,7 @@ def where(condition: Bool[Array, ""], a: Tree, b: Tree) -> Tree:
 
 def squared_norm(a: Tree) -> Float[Array, ""]:
     """Sum of the squares of all entries. As a sum of squares its gradient at 0 is 0, not NaN."""
-    leaves = jax.tree.leaves(jax.tree.map(lambda x: jnp.sum(x * x), a))
-    return sum(leaves[1:], start=leaves[0])
+    return functools.reduce(jnp.add, [jnp.sum(x * x) for x in jax.tree.leaves(a)])
 
 
 def all_finite(a: Tree) -> Bool[Array, ""]:
@@ -65,7 +65,7 @@ def broadcast(a: Tree, n: int) -> Tree:
 
 
 def weighted_mean(stacked: Tree, weight: Float[Array, " K"]) -> Tree:
-    """sum_k p_k x_k with p_k = weight_k / sum weight, over the first axis of every leaf [K, ...]. NaN if all weights are 0."""
+    """sum_k p_k x_k with p_k = weight_k / sum weight, over the first axis of every leaf [K, ...]; NaN if no weight > 0."""
 
     def mean(x: Float[Array, "K ..."]) -> Float[Array, "..."]:
         p = (weight / jnp.sum(weight)).astype(x.dtype)

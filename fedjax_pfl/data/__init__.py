@@ -35,7 +35,7 @@ def load(section: Any) -> Dataset:
     Raises:
         UserError: an unknown source, or whatever is wrong with its files.
     """
-    source = lookup(SOURCES, section.source, "data.source")
+    source = lookup(SOURCES, section.source, "config.data.source")
     return source(**dict(section[section.source]))
 
 

@@ -36,14 +36,14 @@ def cifar10(*, path: str = "") -> Dataset:
 
 
 def _read(name: str, path: str | os.PathLike[str], shape: tuple[int, int, int], classes: tuple[str, ...]) -> Dataset:
-    file = Npz(path, f"data.{name}.path")
+    file = Npz(path, f"config.data.{name}.path")
     x, y = [], []
     for part in ("train", "test"):
         images = inputs(file[f"x_{part}"], f"{file.path}: key 'x_{part}'")
         if images.shape[1:] != shape or images.dtype != np.uint8:
             raise UserError(
                 f"{file.path}: key 'x_{part}' is {images.dtype} {images.shape}, expected uint8 [n, {shape[0]}, "
-                f"{shape[1]}, {shape[2]}] for {name}; other files go through data.source='npz'"
+                f"{shape[1]}, {shape[2]}] for {name}; other files go through config.data.source='npz'"
             )
         labels, task, _ = targets(file[f"y_{part}"], images, f"{file.path}: key 'y_{part}'", classes)
         if task != "single":

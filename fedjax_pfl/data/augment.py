@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from fedjax_pfl.errors import UserError
 
@@ -37,10 +38,10 @@ def pipeline(section: Any) -> Callable[..., Any]:
     contrasts = bool(section.contrast and section.contrast_p)
     on = bool(flips or moves or section.crop_padding or brightens or contrasts)
 
-    def augment(key: jax.Array, image: jax.Array, mask: jax.Array | None = None) -> Any:
+    def augment(key: Key[Array, ""], image: Float[Array, "H W C"], mask: Int[Array, "H W"] | None = None) -> Any:
         if on and image.ndim != 3:
             raise UserError(
-                f"augment: works on images [H, W, C], but an example has shape {image.shape}; switch it off"
+                f"config.augment: works on images [H, W, C], but an example has shape {image.shape}; switch it off"
             )
         if on:
             keys = jax.random.split(key, 6)
@@ -67,7 +68,7 @@ def pipeline(section: Any) -> Callable[..., Any]:
     return augment
 
 
-def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalise(x: Float[Array, "... C"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "... C"]:
     """(x - mean) / std over the last axis of x, in x's float type.
 
     Args:
@@ -79,9 +80,9 @@ def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.
     """
     for field, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, x.shape[-1]):
-            raise UserError(f"augment.{field}: {len(values)} values for {x.shape[-1]} channels")
+            raise UserError(f"config.augment.{field}: {len(values)} values for {x.shape[-1]} channels")
     if not all(s > 0 for s in std):
-        raise UserError(f"augment.std: {tuple(std)}, expected values > 0")
+        raise UserError(f"config.augment.std: {tuple(std)}, expected values > 0")
     if all(m == 0 for m in mean) and all(s == 1 for s in std):
         return x
     shape = (1,) * (x.ndim - 1) + (-1,)
@@ -91,24 +92,26 @@ def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.
 def _check(section: Any) -> None:
     for field in SHARES:
         if not 0 <= section[field] <= 1:
-            raise UserError(f"augment.{field}: {section[field]}, expected a probability in [0, 1]")
+            raise UserError(f"config.augment.{field}: {section[field]}, expected a probability in [0, 1]")
     for field in ("shift", "scale", "brightness", "contrast"):
         if not 0 <= section[field] < 1:
-            raise UserError(f"augment.{field}: {section[field]}, expected at least 0 and below 1")
+            raise UserError(f"config.augment.{field}: {section[field]}, expected at least 0 and below 1")
     if not 0 <= section.rotate <= 180:
-        raise UserError(f"augment.rotate: {section.rotate}, expected degrees in [0, 180]")
+        raise UserError(f"config.augment.rotate: {section.rotate}, expected degrees in [0, 180]")
     if section.crop_padding < 0:
-        raise UserError(f"augment.crop_padding: {section.crop_padding}, expected pixels, or 0 for none")
+        raise UserError(f"config.augment.crop_padding: {section.crop_padding}, expected pixels, or 0 for none")
 
 
-def _amount(key: jax.Array, limit: float, p: float, dtype: Any) -> jax.Array:
+def _amount(key: Key[Array, ""], limit: float, p: float, dtype: Any) -> Float[Array, ""]:
     """Uniform in [-limit, limit] with probability p, else 0."""
     happens, amount = jax.random.split(key)
     drawn = jax.random.uniform(amount, (), dtype, -limit, limit)
     return jnp.where(jax.random.bernoulli(happens, p), drawn, jnp.zeros((), dtype))
 
 
-def _moved(key: jax.Array, section: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moved(
+    key: Key[Array, ""], section: Any, image: Float[Array, "H W C"]
+) -> tuple[Float[Array, "H W"], Float[Array, "H W"]]:
     """Where each pixel of the new image comes from: rows and columns of the old one, [H, W] each.
 
     Forwards, a point p goes to c + scale * rotation (p - c) + shift, with c the centre.
@@ -128,7 +131,7 @@ def _moved(key: jax.Array, section: Any, image: jax.Array) -> tuple[jax.Array, j
     return cos * rows + sin * columns + (h - 1) / 2, cos * columns - sin * rows + (w - 1) / 2
 
 
-def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _bilinear(image: Array, rows: Array, columns: Array) -> Array:
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
     top, left = top.astype(jnp.int32), left.astype(jnp.int32)
@@ -137,18 +140,18 @@ def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     return (1 - down) * upper + down * lower
 
 
-def _nearest(mask: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _nearest(mask: Array, rows: Array, columns: Array) -> Array:
     r, c = jnp.round(rows).astype(jnp.int32), jnp.round(columns).astype(jnp.int32)
     return _pixels(mask[..., None], r, c)[..., 0]
 
 
-def _pixels(image: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
+def _pixels(image: Array, r: Array, c: Array) -> Array:
     """image[r, c], 0 outside."""
     h, w, _ = image.shape
     inside = (r >= 0) & (r < h) & (c >= 0) & (c < w)
     return jnp.where(inside[..., None], image[jnp.clip(r, 0, h - 1), jnp.clip(c, 0, w - 1)], jnp.zeros((), image.dtype))
 
 
-def _crop(image: jax.Array, padding: int, start: jax.Array) -> jax.Array:
+def _crop(image: Array, padding: int, start: Array) -> Array:
     padded = jnp.pad(image, ((padding, padding), (padding, padding)) + ((0, 0),) * (image.ndim - 2))
     return jax.lax.dynamic_slice(padded, (start[0], start[1], *(0,) * (image.ndim - 2)), image.shape)

@@ -4,8 +4,8 @@
     data/client{A,B,...}/img_resize<pixels>/<image_id>.{png,jpg}
 
 Clients A, B and C are HAM10000's vidir_modern, vidir_molemax and rosendahl, D is ISIC 2017's MSK. Of the lists the
-first three columns are read (image_id, label 0 nv / 1 bkl / 2 mel, label_binary), and `lesion_id` where there is one: many
-lesions of A and C stand in both train and test of the published lists (see data source `ham10000`).
+first three columns are read (image_id, label 0 nv / 1 bkl / 2 mel, label_binary), and `lesion_id` where there is one:
+many lesions of A and C stand in both train and test of the published lists (see data source `ham10000`).
 """
 
 import csv
@@ -61,10 +61,10 @@ def dermoscopy(
     """
     for option, value in (("split", split), ("labels", labels)):
         if value not in CHOICES[option]:
-            raise UserError(f"data.dermoscopy.{option}: unknown name '{value}'{nearest(value, CHOICES[option])}")
+            raise UserError(f"config.data.dermoscopy.{option}: unknown name '{value}'{nearest(value, CHOICES[option])}")
     if size < 0:
-        raise UserError(f"data.dermoscopy.size: {size}, expected pixels, or 0 for images as stored")
-    files = _Files(locate(path, "data.dermoscopy.path"))
+        raise UserError(f"config.data.dermoscopy.size: {size}, expected pixels, or 0 for images as stored")
+    files = _Files(locate(path, "config.data.dermoscopy.path"))
     rows = _lists(files, labels)
     names = _images(files, rows, size)
     x = _cached(files, names, size) if cache else _decode(files, names, size)
@@ -101,7 +101,7 @@ class _Files:
         try:
             archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"data.dermoscopy.path: {path} is neither a folder nor a whole zip file") from error
+            raise UserError(f"config.data.dermoscopy.path: {path} is neither a folder nor a whole zip file") from error
         stat = path.stat()
         self.stamps = {i.filename: (stat.st_size, stat.st_mtime_ns) for i in archive.infolist() if not i.is_dir()}
         lock = threading.Lock()
@@ -139,7 +139,8 @@ def _lists(files: _Files, labels: str) -> list[Row]:
             rows.append(Row(client, line[0], int(label[0]), PARTS[part], own or line[0]))
     if not rows:
         raise UserError(
-            f"data.dermoscopy.path: no csv_folder/client*/{{train,valid,test}}_client*.csv with rows in {files.path}"
+            "config.data.dermoscopy.path: no csv_folder/client*/{train,valid,test}_client*.csv with rows "
+            f"in {files.path}"
         )
     return rows
 
@@ -180,7 +181,7 @@ def _decode(files: _Files, names: list[str], size: int) -> np.ndarray:
         images = list(pool.map(one, names))
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        raise UserError(f"data.dermoscopy.size: 0, but the images have {len(shapes)} sizes; give one")
+        raise UserError(f"config.data.dermoscopy.size: 0, but the images have {len(shapes)} sizes; give one")
     return np.stack(images)
 
 

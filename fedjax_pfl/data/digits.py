@@ -38,9 +38,9 @@ def digits(*, seed: int = 0, size: int = 16) -> Dataset:
     from sklearn.datasets import load_digits
 
     if size < 8:
-        raise UserError(f"data.digits.size: {size}, expected at least 8 pixels")
+        raise UserError(f"config.data.digits.size: {size}, expected at least 8 pixels")
     if not 0 <= seed < 2**32:
-        raise UserError(f"data.digits.seed: {seed}, expected at least 0 and below 2**32")
+        raise UserError(f"config.data.digits.seed: {seed}, expected at least 0 and below 2**32")
     source: Any = load_digits()
     rng = np.random.RandomState(seed)
     y = source.target.astype(np.int32)
@@ -51,7 +51,7 @@ def digits(*, seed: int = 0, size: int = 16) -> Dataset:
         for hospital, part in enumerate(np.split(rows, cuts)):
             client[part] = hospital
 
-    x: np.ndarray = ndimage.zoom(source.images / 16.0, (1, size / 8, size / 8), order=1, grid_mode=True, mode="nearest")
+    x: Any = ndimage.zoom(source.images / 16.0, (1, size / 8, size / 8), order=1, grid_mode=True, mode="nearest")
     slope = np.add.outer(np.linspace(0, 0.5, size), np.linspace(0, 0.5, size))  # dark top left, bright bottom right
     east, south, west = (client == h for h in (1, 2, 3))
     x[east] = 0.75 - 0.45 * x[east]

@@ -22,7 +22,7 @@ def fcube(*, train: int = 4000, test: int = 1000, seed: int = 0) -> Dataset:
     """
     if train < 4 or train % 4 or test < 1:
         raise UserError(
-            f"data.fcube: train = {train} and test = {test}, expected a positive multiple of 4 and at least 1"
+            f"config.data.fcube: train = {train} and test = {test}, expected a positive multiple of 4 and at least 1"
         )
     draw = random.Random(seed).random
     x, y = [], []

@@ -17,7 +17,7 @@ WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "test
 def locate(path: str | os.PathLike[str], field: str) -> Path:
     """The existing file or folder; `~` and `$VARIABLES` are expanded. `field` is the config field that held it."""
     if not str(path):
-        raise UserError(f"{field}: not set; give the path of the data, e.g. --config.{field}=...")
+        raise UserError(f"{field}: not set; give the path of the data, e.g. --{field}=...")
     found = Path(os.path.expandvars(path)).expanduser()
     if not found.exists():
         near = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []

@@ -28,8 +28,8 @@ def ham10000(*, path: str = "", clients: str = "prrfl", split: str = "prrfl", la
     """
     for option, value in (("clients", clients), ("split", split), ("labels", labels)):
         if value not in CHOICES[option]:
-            raise UserError(f"data.ham10000.{option}: unknown name '{value}'{nearest(value, CHOICES[option])}")
-    file = Npz(path, "data.ham10000.path")
+            raise UserError(f"config.data.ham10000.{option}: unknown name '{value}'{nearest(value, CHOICES[option])}")
+    file = Npz(path, "config.data.ham10000.path")
     x = inputs(file["x"], f"{file.path}: key 'x'")
     n = len(x)
 

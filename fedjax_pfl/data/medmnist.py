@@ -11,7 +11,7 @@ def medmnist(*, path: str = "") -> Dataset:
 
     Labels are [n, 1] (one class) or [n, L] (multi-label, as ChestMNIST). The depth of a volume becomes its channels.
     """
-    file = Npz(path, "data.medmnist.path")
+    file = Npz(path, "config.data.medmnist.path")
     parts = ("train", "val", "test")
     images = [file[f"{part}_images"] for part in parts]
     x = np.concatenate([inputs(a, f"{file.path}: key '{part}_images'") for a, part in zip(images, parts, strict=True)])

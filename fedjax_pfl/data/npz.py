@@ -46,7 +46,7 @@ def npz(
         UserError: a missing or damaged file, a missing key, arrays that do not fit together, NaN or infinite values,
             labels that are no labels, pickled objects.
     """
-    file = Npz(path, "data.npz.path")
+    file = Npz(path, "config.data.npz.path")
     parts = [part for part in PARTS if f"{x}_{part}" in file] if x not in file else []
     if client and not _present(file, client, parts):
         file[client]  # raises: no such key

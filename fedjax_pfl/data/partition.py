@@ -29,7 +29,9 @@ def natural(pool: Pool, seed: int, *, min_examples: int = 1) -> Parts:
     kept = [c for c in range(len(names)) if len(rows[c]) >= max(min_examples, 1)]
     if not kept:
         most = max((len(r) for r in rows), default=0)
-        raise UserError(f"split.natural.min_examples: {min_examples} leaves no client (the largest has {most} rows)")
+        raise UserError(
+            f"config.split.natural.min_examples: {min_examples} leaves no client (the largest has {most} rows)"
+        )
     return _parts([rows[c] for c in kept], [names[c] for c in kept])
 
 
@@ -48,9 +50,9 @@ def label_quantity(pool: Pool, seed: int, *, clients: int = 10, k: int = 2, unhe
     labels = _single_labels(pool, "label_quantity")
     _enough(pool, clients, "label_quantity")
     if not 1 <= k <= pool.classes:
-        raise UserError(f"split.label_quantity.k: {k} classes for each client, but the data have {pool.classes}")
+        raise UserError(f"config.split.label_quantity.k: {k} classes for each client, but the data have {pool.classes}")
     if unheld not in ("error", "drop"):
-        raise UserError(f"split.label_quantity.unheld: '{unheld}', expected 'error' or 'drop'")
+        raise UserError(f"config.split.label_quantity.unheld: '{unheld}', expected 'error' or 'drop'")
     draw = random.Random(seed)
     held: list[list[int]] = []
     for i in range(clients):
@@ -65,7 +67,7 @@ def label_quantity(pool: Pool, seed: int, *, clients: int = 10, k: int = 2, unhe
     lost = [c for c in range(pool.classes) if not holders[c] and np.any(labels == c)]
     if lost and unheld == "error":
         raise UserError(
-            f"split.label_quantity: no client of {clients} drew the classes {', '.join(map(str, lost))}; "
+            f"config.split.label_quantity: no client of {clients} drew the classes {', '.join(map(str, lost))}; "
             "take more clients, a larger k, another seed, or unheld='drop'"
         )
     rng = np.random.RandomState(seed)
@@ -89,7 +91,7 @@ def dirichlet(
     """
     labels = _single_labels(pool, "dirichlet")
     _enough(pool, clients, "dirichlet", min_size)
-    _positive(beta, "split.dirichlet.beta")
+    _positive(beta, "config.split.dirichlet.beta")
     rng = np.random.RandomState(seed)
     n = len(labels)
     for _ in range(retries):
@@ -119,9 +121,9 @@ def noise(pool: Pool, seed: int, *, clients: int = 10, level: float = 0.1) -> Pa
     The paper speaks of a variance; the number is used as a standard deviation, as its code does.
     """
     if clients < 2:
-        raise UserError(f"split.noise.clients: {clients}, expected at least 2 (noise grows from the first to the last)")
+        raise UserError(f"config.split.noise.clients: {clients}, expected at least 2 (noise grows from first to last)")
     if not level >= 0:
-        raise UserError(f"split.noise.level: {level}, expected a standard deviation >= 0")
+        raise UserError(f"config.split.noise.level: {level}, expected a standard deviation >= 0")
     parts = homogeneous(pool, seed, clients=clients)
     return parts._replace(noise=(level * np.arange(clients) / (clients - 1)).astype(np.float32))
 
@@ -137,7 +139,7 @@ def real(pool: Pool, seed: int, *, clients: int = 10) -> Parts:
     """Natural clients (writers), permuted, joined into nearly equal groups (NIID-Bench `real`)."""
     writer, names = _natural_clients(pool, "real")
     if not 1 <= clients <= len(names):
-        raise UserError(f"split.real.clients: {clients} groups out of {len(names)} natural clients")
+        raise UserError(f"config.split.real.clients: {clients} groups out of {len(names)} natural clients")
     of_writer = [np.flatnonzero(writer == w) for w in range(len(names))]
     order = np.random.RandomState(seed).permutation(len(names))
     return _parts([np.concatenate([of_writer[w] for w in part]) for part in np.array_split(order, clients)])
@@ -148,7 +150,7 @@ def quantity(
 ) -> Parts:
     """IID rows, sizes ~ Dirichlet(beta), drawn until each is at least `min_size` (NIID-Bench `iid-diff-quantity`)."""
     _enough(pool, clients, "quantity", min_size)
-    _positive(beta, "split.quantity.beta")
+    _positive(beta, "config.split.quantity.beta")
     rng = np.random.RandomState(seed)
     order = rng.permutation(len(pool.y))
     for _ in range(retries):
@@ -166,7 +168,7 @@ def shards(pool: Pool, seed: int, *, clients: int = 10, shards: int = 2) -> Part
     and 2-class non-IID data are `shards` = 1 and 2 with as many clients as classes.
     """
     labels = _single_labels(pool, "shards")
-    _positive(shards, "split.shards.shards")
+    _positive(shards, "config.split.shards.shards")
     _enough(pool, clients, "shards", shards)
     pieces = np.array_split(np.argsort(labels, kind="stable"), clients * shards)
     order = np.random.RandomState(seed).permutation(clients * shards).reshape(clients, shards)
@@ -181,7 +183,7 @@ def hsu(pool: Pool, seed: int, *, clients: int = 10, alpha: float = 0.5) -> Part
     """
     labels = _single_labels(pool, "hsu")
     _enough(pool, clients, "hsu")
-    _positive(alpha, "split.hsu.alpha")
+    _positive(alpha, "config.split.hsu.alpha")
     rng = np.random.RandomState(seed)
     waiting = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     left = np.array([len(w) for w in waiting])
@@ -225,7 +227,7 @@ def _parts(rows: Rows, names: list[str] | None = None) -> Parts:
 def _natural_clients(pool: Pool, partition: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if pool.client is None:
         raise UserError(
-            f"split.partition: '{partition}' needs natural clients, but this source has none; "
+            f"config.split.partition: '{partition}' needs natural clients, but this source has none; "
             "choose an artificial one, e.g. 'dirichlet', or give a client column"
         )
     return pool.client, pool.client_names
@@ -234,14 +236,14 @@ def _natural_clients(pool: Pool, partition: str) -> tuple[np.ndarray, tuple[str,
 def _single_labels(pool: Pool, partition: str) -> np.ndarray:
     if pool.task != "single":
         raise UserError(
-            f"split.partition: '{partition}' needs one label for each row, but the task is '{pool.task}'; "
+            f"config.split.partition: '{partition}' needs one label for each row, but the task is '{pool.task}'; "
             "choose 'homogeneous', 'quantity', 'noise' or 'natural'"
         )
     return pool.y
 
 
 def _enough(pool: Pool, clients: int, partition: str, min_size: int = 1) -> None:
-    field = f"split.{partition}.clients"
+    field = f"config.split.{partition}.clients"
     if clients < 1:
         raise UserError(f"{field}: {clients}, expected at least 1")
     if clients * max(min_size, 1) > len(pool.y):
@@ -256,6 +258,6 @@ def _positive(value: float, field: str) -> None:
 
 def _no_luck(partition: str, clients: int, beta: float, min_size: int, retries: int) -> str:
     return (
-        f"split.{partition}: none of {retries} draws gave all {clients} clients {min_size} rows at beta = {beta}; "
-        "take a larger beta, fewer clients, a smaller min_size or more retries"
+        f"config.split.{partition}: none of {retries} draws gave all {clients} clients {min_size} rows "
+        f"at beta = {beta}; take a larger beta, fewer clients, a smaller min_size or more retries"
     )

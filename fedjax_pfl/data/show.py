@@ -2,14 +2,17 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedjax_pfl.data.types import Federation
+from fedjax_pfl.data.types import SPLITS, Federation
 
 WIDTH = 120
 MOST_LINES = 100
 MOST_COLUMNS = 200
+MOST_CLASSES = 40
+COLOURS = ("#1f5f8b", "#79b4d9", "#e0a458")
 
 
 def describe(federation: Federation) -> str:
@@ -30,19 +33,25 @@ def describe(federation: Federation) -> str:
 
     numbers = [[str(v) for v in line] for line in total.T]
     if f.noise.any():
-        numbers = [line + [std] for line, std in zip(numbers, [*(f"{v:.3f}" for v in f.noise), ""], strict=True)]
+        numbers = [[*line, std] for line, std in zip(numbers, [*(f"{v:.3f}" for v in f.noise), ""], strict=True)]
     head = ["client", "train", "valid", "test", *(["noise"] if f.noise.any() else [])]
     lines = [[name, *line] for name, line in zip([*f.client_names, "all"], numbers, strict=True)]
     names = [name if len(name) <= 16 else name[:15] + "…" for name in f.class_names]
-    cells = [["/".join(map(str, cell)) for cell in line] for line in counts.transpose(1, 2, 0)]
-    note = "train/valid/test"
+    own = [s for s in range(3) if not once[s]]
+    cells = [["/".join(map(str, cell)) for cell in line] for line in counts[own].transpose(1, 2, 0)]
+    note = "/".join(head[1 + s] for s in own)
     rows = [head + names, *(a + b for a, b in zip(lines, cells, strict=True))]
+    legend = ""
     if _width(rows) > WIDTH:
         note = "train"
         rows = [head + names, *(a + list(map(str, b)) for a, b in zip(lines, counts[0], strict=True))]
+    if _width(rows) > WIDTH:  # numbers instead of names
+        rows[0] = head + [str(c) for c in range(len(names))]
+        legend = "classes: " + ", ".join(f"{c} {name}" for c, name in enumerate(f.class_names))
     if _width(rows) > WIDTH:
         summary = [[str((line > 0).sum()), _largest(line, f.class_names)] for line in counts[0]]
         rows = [[*head, "classes", "largest"], *(a + b for a, b in zip(lines, summary, strict=True))]
+        legend = ""
 
     text = _aligned(rows)
     if len(f.train) > MOST_LINES:
@@ -60,13 +69,13 @@ def describe(federation: Federation) -> str:
     ]
     if once[2]:
         about.append(f"every client is tested on the same {sizes[2, 0]} rows")
-    return "\n".join([*about, "", *text])
+    return "\n".join([*about, *([legend] if legend else []), "", *text])
 
 
 def draw(federation: Federation, path: str | Path) -> None:
     """Write the picture of clients x classes (areas: training rows), under bars of each client's sizes.
 
-    With more than 200 clients, 200 of them from the largest to the smallest.
+    Of more than 200 clients 200 are shown, from the largest to the smallest; of more than 40 classes the 40 commonest.
     """
     import matplotlib
 
@@ -74,63 +83,81 @@ def draw(federation: Federation, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     f = federation
-    n, classes = len(f.train), len(f.class_names)
-    shown = np.arange(n)
-    if n > MOST_COLUMNS:
+    shown = np.arange(len(f.train))
+    if len(shown) > MOST_COLUMNS:
         order = np.argsort([-len(rows) for rows in f.train], kind="stable")
-        shown = order[np.linspace(0, n - 1, MOST_COLUMNS).round().astype(int)]
+        shown = order[np.linspace(0, len(order) - 1, MOST_COLUMNS).round().astype(int)]
     counts = tally(f, f.train)[shown]
-    shared = _shared(f.test)
-    splits = [("train", f.train), ("validation", f.validation), *([] if shared else [("test", f.test)])]
-
-    width = float(np.clip(2.4 + 0.55 * len(shown), 7.5, 18))
-    height = float(np.clip(3.0 + 0.4 * classes, 4.5, 14))
+    classes = np.sort(np.argsort(-counts.sum(0), kind="stable")[:MOST_CLASSES])
+    counts = counts[:, classes]
+    n = len(shown)
+    width = float(np.clip(2.4 + 0.55 * n, 7.5, 18))
+    height = float(np.clip(3.0 + 0.4 * len(classes), 4.5, 14))
     figure, (top, main) = plt.subplots(
-        2, 1, sharex=True, figsize=(width, height), height_ratios=[1, max(2.0, 0.3 * classes)], layout="constrained"
+        2,
+        1,
+        sharex=True,
+        figsize=(width, height),
+        height_ratios=[1, max(2.0, 0.3 * len(classes))],
+        layout="constrained",
     )
-    base = np.zeros(len(shown))
-    for (label, split), colour in zip(splits, ("#1f5f8b", "#79b4d9", "#e0a458"), strict=False):
+
+    base = np.zeros(n)
+    for name, split, colour in zip(SPLITS, (f.train, f.validation, f.test), COLOURS, strict=True):
         size = np.array([len(split[k]) for k in shown])
-        if size.any():
-            top.bar(np.arange(len(shown)), size, 0.7, base, label=label, color=colour)
-        base += size
+        if size.any() and not _shared(split):
+            top.bar(np.arange(n), size, 0.7, base, label=name, color=colour)
+            base += size
     top.set_ylabel("rows")
     top.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    top.set_title(
-        f"{f.name}: {n} clients, {sum(map(len, f.train))} training rows"
-        + (f" ({len(shown)} clients shown, by size)" if len(shown) < n else "")
-        + (f", one test set of {len(f.test[0])} for all" if shared else "")
-    )
+    title = [f"{f.name}: {len(f.train)} clients", f"{sum(map(len, f.train))} training rows"]
+    title += [f"one test set of {len(f.test[0])} for all"] if _shared(f.test) else []
+    title += [f"{n} clients shown, by size"] if n < len(f.train) else []
+    title += [f"{len(classes)} of {len(f.class_names)} classes shown"] if len(classes) < len(f.class_names) else []
+    top.set_title(", ".join(title))
 
-    main.set_xlim(-0.6, len(shown) - 0.4)
-    main.set_ylim(classes - 0.4, -0.6)
-    few = len(shown) <= 30
-    short = [f.client_names[k] for k in shown]
-    slanted = few and sum(len(name) + 2 for name in short) * 0.075 > width - 2.4
-    step = 1 if few else int(np.ceil(len(shown) / 20))
+    names = [f.client_names[k] for k in shown]
+    step = int(np.ceil(n / 30))
+    slanted = sum(len(name) + 2 for name in names[::step]) * 0.075 > width - 2.4  # inches
     main.set_xticks(
-        np.arange(0, len(shown), step),
-        short[::step],
-        rotation=30 if slanted or not few else 0,
-        ha="right" if slanted or not few else "center",
+        np.arange(0, n, step), names[::step], rotation=30 if slanted else 0, ha="right" if slanted else "center"
     )
-    every = int(np.ceil(classes / 40))
-    main.set_yticks(np.arange(0, classes, every), f.class_names[::every])
-    main.set_ylabel({"single": "class", "multi": "label", "mask": "class shown"}[f.task])
+    main.set_yticks(np.arange(len(classes)), [f.class_names[c] for c in classes])
+    main.set_xlim(-0.6, n - 0.4)
+    main.set_ylim(len(classes) - 0.4, -0.6)
     main.grid(alpha=0.25)
     main.set_axisbelow(True)
-    figure.canvas.draw()  # lays the axes out, so that a cell's size in points is known
+    figure.canvas.draw()  # lays the axes out, so that the size of a cell is known
     box = main.get_window_extent()
-    cell = 72 / figure.dpi * min(box.width / len(shown), box.height / classes)
+    cell = np.array([box.width / n, box.height / len(classes)]) * 72 / figure.dpi  # points
+    # Where columns are narrow the few largest bubbles may overlap, or all the others would be dots.
+    diameter = float(min(np.sqrt(cell.prod()), 1.8 * cell.min(), 42)) * 0.9
     largest = max(int(counts.max(initial=0)), 1)
-    full = np.pi / 4 * (0.92 * min(cell, 60)) ** 2  # area of the largest bubble
+
+    def bubbles(x: Any, y: Any, value: np.ndarray, label: str | None = None) -> None:
+        area = np.pi / 4 * diameter**2 * value / largest
+        main.scatter(x, y, area, color=COLOURS[0], alpha=0.8, linewidths=0, label=label)
+
     k, c = np.nonzero(counts)
-    main.scatter(k, c, s=full * counts[k, c] / largest, color="#1f5f8b", alpha=0.85, linewidths=0)
-    for value in sorted({largest, max(largest // 4, 1), max(largest // 20, 1)}, reverse=True):
-        main.scatter([], [], s=full * value / largest, color="#1f5f8b", label=str(value), linewidths=0)
+    bubbles(k, c, counts[k, c])
+    if n <= 12 and cell[1] > 20:
+        for x, y in zip(k, c, strict=True):
+            radius = diameter / 2 * np.sqrt(counts[x, y] / largest)
+            main.annotate(
+                str(counts[x, y]),
+                (x, y),
+                (radius + 3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="0.3",
+            )
+    for value in dict.fromkeys(_round(largest / part) for part in (1, 4, 20)):
+        bubbles([], [], np.array([value]), f"{value:g}")
     main.legend(
-        title="train rows", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelspacing=max(0.5, cell / 24)
-    )
+        title="training rows", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False,
+        labelspacing=max(0.5, diameter / 20), handletextpad=max(0.5, diameter / 20), borderpad=max(0.5, diameter / 25),
+    )  # fmt: skip
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -167,6 +194,12 @@ def _shared(test: tuple[np.ndarray, ...]) -> bool:
 def _largest(counts: np.ndarray, names: tuple[str, ...]) -> str:
     c = int(counts.argmax())
     return f"{names[c]} {counts[c] / max(counts.sum(), 1):.0%}"
+
+
+def _round(value: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, ... that is not above the value (1 at least)."""
+    power = 10.0 ** np.floor(np.log10(max(value, 1)))
+    return power * max(m for m in (1, 2, 5) if m * power <= max(value, 1))
 
 
 def _range(values: np.ndarray) -> str:

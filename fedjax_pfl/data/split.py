@@ -1,6 +1,6 @@
 """From one pool of rows to clients with a train, a validation and a test split each.
 
-`split.how` says where the splits come from:
+`config.split.how` says where the splits come from:
   given   the source's own split: a client's rows go where the source put them. What the source lacks (often the
           validation rows) is cut from each client's training rows, by the shares `validation` and `test`.
   within  all rows of a client are split anew by those shares, stratified by label.
@@ -37,7 +37,7 @@ def federate(dataset: Dataset, section: Any, seed: int) -> Federation:
     Raises:
         UserError: an option out of range, a partition that cannot be made, a client without training rows.
     """
-    partition = lookup(PARTITIONS, section.partition, "split.partition")
+    partition = lookup(PARTITIONS, section.partition, "config.split.partition")
     how = _resolve(dataset, section)
     _check(section, seed)
 
@@ -71,7 +71,7 @@ def federate(dataset: Dataset, section: Any, seed: int) -> Federation:
         if len(mine) < section.min_train:
             raise UserError(
                 f"split: client '{parts.names[k]}' has {len(mine)} training rows (of {len(rows)}), fewer than "
-                f"split.min_train = {section.min_train}; lower it, or leave small clients out"
+                f"config.split.min_train = {section.min_train}; lower it, or leave small clients out"
             )
         train, own_validation, own_test = stratify(dataset, mine, validation, test, section.min_train, _rng(seed, 3, k))
         if how == "global":
@@ -102,9 +102,10 @@ def stratify(
     Returns:
         Row numbers of train, validation and test, each in the order of `rows`.
     """
-    if not validation and not test or not len(rows):
+    if (not validation and not test) or not len(rows):
         return rows, rows[:0], rows[:0]
     labels = _label_matrix(dataset, rows)
+    labels = labels[:, rng.permutation(labels.shape[1])]  # among equally rare labels no one is always the first
     groups = np.arange(len(rows)) if dataset.group is None else dataset.group[rows]
     _, unit, size = np.unique(groups, return_inverse=True, return_counts=True)
     counts = np.zeros((len(size), labels.shape[1]), np.int32)  # [units, L] rows of each label in each group
@@ -207,29 +208,29 @@ def _compact(dataset: Dataset, parts: Parts, splits: list[tuple[np.ndarray, np.n
 def _resolve(dataset: Dataset, section: Any) -> str:
     how = section.how
     if how not in HOW:
-        raise UserError(f"split.how: unknown name '{how}'{nearest(how, HOW)}")
+        raise UserError(f"config.split.how: unknown name '{how}'{nearest(how, HOW)}")
     if how == "auto":
         if dataset.split is None:
             return "within"
         return "given" if section.partition in NATURAL else "global"
     if how == "given" and dataset.split is None:
-        raise UserError(f"split.how: 'given', but data set '{dataset.name}' brings no split; choose 'within'")
+        raise UserError(f"config.split.how: 'given', but data set '{dataset.name}' brings no split; choose 'within'")
     return how
 
 
 def _check(section: Any, seed: int) -> None:
     for field in ("validation", "test"):
         if not 0 <= section[field] < 1:
-            raise UserError(f"split.{field}: {section[field]}, expected a share of at least 0 and below 1")
+            raise UserError(f"config.split.{field}: {section[field]}, expected a share of at least 0 and below 1")
     if section.validation + section.test >= 1:
         raise UserError(
-            f"split.validation + split.test: {section.validation} + {section.test} leave nothing to train on"
+            f"config.split.validation + test: {section.validation} + {section.test} leave nothing to train on"
         )
     if section.min_train < 1:
-        raise UserError(f"split.min_train: {section.min_train}, expected at least 1")
+        raise UserError(f"config.split.min_train: {section.min_train}, expected at least 1")
     for field in ("max_clients", "max_examples"):
         if section[field] < 0:
-            raise UserError(f"split.{field}: {section[field]}, expected at least 1, or 0 for all")
+            raise UserError(f"config.split.{field}: {section[field]}, expected at least 1, or 0 for all")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: {seed}, expected at least 0 and below 2**32")
 

@@ -41,15 +41,15 @@ def tfds(
             prepared in another format than ArrayRecord.
     """
     if not name:
-        raise UserError("data.tfds.name: not set; give a name as TensorFlow Datasets spells it, e.g. 'mnist'")
+        raise UserError("config.data.tfds.name: not set; give a name as TensorFlow Datasets spells it, e.g. 'mnist'")
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise UserError("data.source: 'tfds' needs the packages tensorflow-datasets and array-record") from error
+        raise UserError("config.data.source: 'tfds' needs the packages tensorflow-datasets and array-record") from error
 
     wanted = {part: split for part, split in enumerate((train, validation, test)) if split}
     if not wanted:
-        raise UserError("data.tfds: no split to read; set data.tfds.train")
+        raise UserError("config.data.tfds: no split to read; set config.data.tfds.train")
     try:
         options: Any = {"file_format": "array_record"} if download else {}
         builder: Any = tensorflow_datasets.builder(name, data_dir=data_dir or None, **options)
@@ -59,15 +59,15 @@ def tfds(
     except Exception as error:  # TFDS raises a dozen types here, each with a screenful of text
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(
-            f"data.tfds: '{name}' cannot be read from {data_dir or 'the default folder'} "
+            f"config.data.tfds: '{name}' cannot be read from {data_dir or 'the default folder'} "
             f"({lines[0].strip() if lines else type(error).__name__}); a set must have been prepared there as "
-            "array_record, see data.tfds.download"
+            "array_record, see config.data.tfds.download"
         ) from error
 
     features: Any = builder.info.features or {}
     for option, key in (("image", image), ("label", label), ("client", client)):
         if key and key not in features:
-            raise UserError(f"data.tfds.{option}: '{name}' has no feature '{key}'{nearest(key, list(features))}")
+            raise UserError(f"config.data.tfds.{option}: '{name}' has no feature '{key}'{nearest(key, list(features))}")
     columns: dict[str, list[Any]] = {key: [] for key in (image, label, client) if key}
     split = []
     for part, source in sources.items():
@@ -78,7 +78,7 @@ def tfds(
     for key, column in columns.items():
         shapes = {np.shape(value) for value in column}
         if len(shapes) != 1:
-            raise UserError(f"data.tfds: feature '{key}' of '{name}' has {len(shapes)} shapes, expected one")
+            raise UserError(f"config.data.tfds: feature '{key}' of '{name}' has {len(shapes)} shapes, expected one")
 
     where = f"data set '{name}' of TFDS: feature"
     x = inputs(np.array(columns[image]), f"{where} '{image}'")

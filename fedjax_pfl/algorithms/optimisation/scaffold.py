@@ -31,9 +31,7 @@ class Upload(NamedTuple):
     delta_c: Any
 
 
-def scaffold(
-    training: Training, *, option: int = 2, server_lr: float = 1.0, weighting: str = "uniform"
-) -> Algorithm:
+def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, weighting: str = "uniform") -> Algorithm:
     """Stochastic controlled averaging.
 
     c = mean of c_i over all N clients, at every round and any participation, unless an upload is lost. Control variates
