@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted before the first round; nothing was changed", file=sys.stderr)
+        return 130
 
 
 def _run() -> int:

@@ -48,7 +48,7 @@ def evaluate(config: Any, workdir: str | None, which: str) -> int:
     _cache_compilations()
     found = training.evaluate_run(own, workdir, which)
     log.write_json(Path(workdir) / f"eval_{which}.json", found)
-    print(table({which: found, "name": own.name or own.method, "main_metric": None}, which))
+    print(table({which: found, "name": own.name or own.method, "best": None}, which))
     print(f"\nwritten to {workdir}/eval_{which}.json")
     return 0
 
@@ -58,6 +58,7 @@ def partition(config: Any, workdir: str) -> int:
     federation = training.load_federation(config)
     print(data.describe(federation))
     path = Path(workdir) / "plots" / "partition.png"
+    training.make_folder(path.parent)
     data.draw(federation, path)
     print(f"\ndrawn in {path}")
     return 0
@@ -93,7 +94,7 @@ def table(summary: dict[str, Any], which: str | None = None) -> str:
         for name in dict.fromkeys(name for task in metrics.NAMES.values() for name in task)
         if any(f"{'/'.join(kind)}/{name}" in values for kind in kinds)
     ]
-    main = names[1] if not summary["main_metric"] else summary["main_metric"].split("/")[-1]
+    main = next(name for name in names if name in metrics.MAIN.values())
     rows = [["", *names, f"worst {main}"]]
     clients: list[list[str]] = []
     for kind in kinds:

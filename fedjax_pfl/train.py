@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,12 +103,12 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
         UserError: bad input; a changed config; an update that is not finite.
         Interrupted: SIGINT or SIGTERM came; the last round was finished and saved.
     """
-    workdir = Path(workdir)
-    configuration.validate(config)
-    _claim(workdir, config)
+    workdir, config_json = Path(workdir), configuration.to_json(config)
+    _check_same_config(workdir, config_json)
     setup = prepare(config)
     main = f"{config.eval.model}/{config.eval.metric or metrics.main(setup.federation.task)}"
     _check_main(main, setup)
+    _claim(workdir, config_json)
     with Interrupt() as interrupt, log.Log(workdir, tensorboard=config.tensorboard) as records:
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         try:
@@ -334,26 +335,36 @@ def _hold_out(federation: Federation, config: Any) -> tuple[Federation, int]:
     return federation._replace(**parts, noise=federation.noise[order]), n - held_out
 
 
-def _claim(workdir: Path, config: Any) -> None:
-    """Make the folder this run's own: write its config there, or check that it is the same one."""
+def _check_same_config(workdir: Path, new: dict[str, Any]) -> None:
+    """Raises UserError where the folder has checkpoints of a run with another config."""
     path = workdir / "config.json"
-    new = configuration.to_json(config)
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            old = json.loads(path.read_text())
-            changed = configuration.difference(old, new)
-            if changed:
-                raise UserError(
-                    f"--workdir: {workdir} holds a run with another config ({'; '.join(changed[:5])}); "
-                    "give another --workdir, or the old config to go on"
-                )
-        else:
-            log.write_json(path, new)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+        changed = configuration.difference(json.loads(path.read_text()), new)
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"{path}: not a config ({error})") from None
+    if changed:
+        raise UserError(
+            f"--workdir: {workdir} holds a run with another config ({'; '.join(changed[:5])}); "
+            "give another --workdir, or the old config to go on"
+        )
+
+
+def _claim(workdir: Path, config: dict[str, Any]) -> None:
+    """Make the folder this run's own."""
+    make_folder(workdir)
+    log.write_json(workdir / "config.json", config)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError where the folder can't be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise UserError(f"--workdir: can't write to {workdir} ({error.strerror})") from None
+        raise UserError(f"--workdir: can't write to {folder} ({error.strerror})") from None
 
 
 def _check_main(main: str, setup: Setup) -> None:

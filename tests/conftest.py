@@ -1,9 +1,13 @@
 """float64, strict promotion, and the real data: what every test stands on."""
 
 import os
-import warnings
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Tests compile much and compute little: the quick back end, set before JAX reads it.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import pytest
@@ -13,6 +17,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REAL_DATA = Path(os.environ.get("FEDJAX_PFL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once() -> Iterator[None]:
+    """A program that several tests run is compiled once a session."""
+    folder = tempfile.mkdtemp()
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +40,3 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
-
-
-@pytest.fixture(autouse=True)
-def _no_library_deprecations():
-    """Warnings are errors (pyproject.toml); those that only a dependency can mend are let through here, one by one."""
-    with warnings.catch_warnings():
-        yield

@@ -1,9 +1,10 @@
 """Augmentation on the device, written for one example and one key: `jax.vmap` it over a batch.
 
-Images are floats in [0, 1], [H, W, C]. What is switched off leaves no operation behind. Each step has its own key, so
-that switching one on or off does not change what the others draw.
+Images are floats in [0, 1], [H, W, C]. What is switched off leaves no operation behind. Each step has random numbers of
+its own, so that switching one on or off does not change the others.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,24 +45,23 @@ def pipeline(section: Any) -> Callable[..., Any]:
                 f"config.augment: works on images [H, W, C], but an example has shape {image.shape}; switch it off"
             )
         if on:
-            keys = jax.random.split(key, 6)
+            # All draws in one call: one per step would cost more than the steps do.
+            u = jax.random.uniform(key, (13,), image.dtype)
             for axis, p in flips:
-                flip = jax.random.bernoulli(keys[axis], p)
-                image = jnp.where(flip, jnp.flip(image, axis), image)
-                mask = None if mask is None else jnp.where(flip, jnp.flip(mask, axis), mask)
+                image = jnp.where(u[axis] < p, jnp.flip(image, axis), image)
+                mask = None if mask is None else jnp.where(u[axis] < p, jnp.flip(mask, axis), mask)
             if moves:
-                points = _moved(keys[2], section, image)
+                points = _moved(u[2:7], section, image)
                 image = _bilinear(image, *points)
                 mask = None if mask is None else _nearest(mask, *points)
             if section.crop_padding:
-                start = jax.random.randint(keys[3], (2,), 0, 2 * section.crop_padding + 1)
+                start = (u[7:9] * (2 * section.crop_padding + 1)).astype(jnp.int32)
                 image = _crop(image, section.crop_padding, start)
                 mask = None if mask is None else _crop(mask, section.crop_padding, start)
             if brightens:
-                image = jnp.clip(image + _amount(keys[4], section.brightness, section.brightness_p, image.dtype), 0, 1)
+                image = jnp.clip(image + _amount(u[9], section.brightness_p, u[10], section.brightness), 0, 1)
             if contrasts:
-                factor = 1 + _amount(keys[5], section.contrast, section.contrast_p, image.dtype)
-                mean = image.mean()
+                mean, factor = image.mean(), 1 + _amount(u[11], section.contrast_p, u[12], section.contrast)
                 image = jnp.clip(mean + factor * (image - mean), 0, 1)
         return image if mask is None else (image, mask)
 
@@ -102,27 +102,22 @@ def _check(section: Any) -> None:
         raise UserError(f"config.augment.crop_padding: {section.crop_padding}, expected pixels, or 0 for none")
 
 
-def _amount(key: Key[Array, ""], limit: float, p: float, dtype: Any) -> Float[Array, ""]:
-    """Uniform in [-limit, limit] with probability p, else 0."""
-    happens, amount = jax.random.split(key)
-    drawn = jax.random.uniform(amount, (), dtype, -limit, limit)
-    return jnp.where(jax.random.bernoulli(happens, p), drawn, jnp.zeros((), dtype))
+def _amount(happens: Array, p: float, u: Array, limit: float) -> Array:
+    """Uniform in [-limit, limit) with probability p, else 0, from two uniform numbers."""
+    return jnp.where(happens < p, (2 * u - 1) * limit, jnp.zeros_like(u))
 
 
 def _moved(
-    key: Key[Array, ""], section: Any, image: Float[Array, "H W C"]
+    u: Float[Array, " 5"], section: Any, image: Float[Array, "H W C"]
 ) -> tuple[Float[Array, "H W"], Float[Array, "H W"]]:
-    """Where each pixel of the new image comes from: rows and columns of the old one, [H, W] each.
+    """Where each pixel of the new image comes from: row and column in the old one.
 
     Forwards, a point p goes to c + scale * rotation (p - c) + shift, with c the centre.
     """
     (h, w, _), dtype = image.shape, image.dtype
-    happens, *keys = jax.random.split(key, 5)
-    limits = (section.shift * h, section.shift * w, section.scale, section.rotate * jnp.pi / 180)
-    happens = jax.random.bernoulli(happens, section.shift_scale_rotate_p)
+    limits = (section.shift * h, section.shift * w, section.scale, section.rotate * math.pi / 180)
     down, right, scale, angle = (
-        jnp.where(happens, jax.random.uniform(k, (), dtype, -limit, limit), jnp.zeros((), dtype))
-        for k, limit in zip(keys, limits, strict=True)
+        _amount(u[0], section.shift_scale_rotate_p, u[i], limit) for i, limit in enumerate(limits, 1)
     )
     rows, columns = jnp.meshgrid(
         jnp.arange(h, dtype=dtype) - (h - 1) / 2 - down, jnp.arange(w, dtype=dtype) - (w - 1) / 2 - right, indexing="ij"
@@ -154,4 +149,4 @@ def _pixels(image: Array, r: Array, c: Array) -> Array:
 
 def _crop(image: Array, padding: int, start: Array) -> Array:
     padded = jnp.pad(image, ((padding, padding), (padding, padding)) + ((0, 0),) * (image.ndim - 2))
-    return jax.lax.dynamic_slice(padded, (start[0], start[1], *(0,) * (image.ndim - 2)), image.shape)
+    return jax.lax.dynamic_slice(padded, (*start, *[jnp.int32(0)] * (image.ndim - 2)), image.shape)

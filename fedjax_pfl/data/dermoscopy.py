@@ -16,8 +16,9 @@ import re
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,10 @@ def dermoscopy(
             raise UserError(f"config.data.dermoscopy.{option}: unknown name '{value}'{nearest(value, CHOICES[option])}")
     if size < 0:
         raise UserError(f"config.data.dermoscopy.size: {size}, expected pixels, or 0 for images as stored")
-    files = _Files(locate(path, "config.data.dermoscopy.path"))
-    rows = _lists(files, labels)
-    names = _images(files, rows, size)
-    x = _cached(files, names, size) if cache else _decode(files, names, size)
+    with closing(_Files(locate(path, "config.data.dermoscopy.path"))) as files:
+        rows = _lists(files, labels)
+        names = _images(files, rows, size)
+        x = _cached(files, names, size) if cache else _decode(files, names, size)
 
     clients = sorted({row.client for row in rows})
     lesions = {lesion: i for i, lesion in enumerate(sorted({row.lesion for row in rows}))}
@@ -89,28 +90,33 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.stamps: dict[str, tuple[int, int]]
+        self.stamps: dict[str, tuple[int, int]]  # of each file: size and time of change
+        self._archive = None
+        self._lock = threading.Lock()
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.is_file()]
-            stats = [p.stat() for p in found]
-            self.stamps = {
-                p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p, s in zip(found, stats, strict=True)
-            }
-            self.read: Callable[[str], bytes] = lambda name: (path / name).read_bytes()
+            self.stamps = {p.relative_to(path).as_posix(): _stamp(p) for p in found}
             return
         try:
-            archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"config.data.dermoscopy.path: {path} is neither a folder nor a whole zip file") from error
-        stat = path.stat()
-        self.stamps = {i.filename: (stat.st_size, stat.st_mtime_ns) for i in archive.infolist() if not i.is_dir()}
-        lock = threading.Lock()
+        self.stamps = dict.fromkeys(self._archive.namelist(), _stamp(path))
 
-        def read(name: str) -> bytes:
-            with lock:
-                return archive.read(name)
+    def read(self, name: str) -> bytes:
+        if self._archive is None:
+            return (self.path / name).read_bytes()
+        with self._lock:
+            return self._archive.read(name)
 
-        self.read = read
+    def close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _lists(files: _Files, labels: str) -> list[Row]:
@@ -171,7 +177,7 @@ def _decode(files: _Files, names: list[str], size: int) -> np.ndarray:
     def one(name: str) -> np.ndarray:
         try:
             image = Image.open(io.BytesIO(files.read(name))).convert("RGB")
-        except OSError as error:
+        except (OSError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:  # PIL calls a bad PNG a SyntaxError
             raise UserError(f"{files.path}: {name} is not a whole image") from error
         if size and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)

@@ -31,23 +31,23 @@ def cache_folder() -> Path:
 
 
 class Npz:
-    """An .npz file read array by array, never unpickled."""
+    """An .npz file read array by array, never unpickled; open only while it is read."""
 
     def __init__(self, path: str | os.PathLike[str], field: str) -> None:
-        """Open the file.
+        """Look what the file holds.
 
         Raises:
             UserError: no such file, or not an .npz file.
         """
         self.path = locate(path, field)
-        self.name = self.path.name
         try:
-            self._file = np.load(self.path, allow_pickle=False)
+            with open(self.path, "rb") as stream:
+                file = np.load(stream, allow_pickle=False)
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise UserError(f"{field}: {self.path} holds one bare array; expected an .npz file of named arrays")
+                self.keys = tuple(file.files)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{field}: {self.path} is not a whole .npz file ({_line(error)})") from error
-        if not isinstance(self._file, np.lib.npyio.NpzFile):
-            raise UserError(f"{field}: {self.path} holds one bare array; expected an .npz file of named arrays")
-        self.keys = tuple(self._file.files)
 
     def __contains__(self, key: str) -> bool:
         return key in self.keys
@@ -61,19 +61,18 @@ class Npz:
         if key not in self.keys:
             raise UserError(f"{self.path}: no key '{key}'{nearest(key, self.keys)}")
         try:
-            return self._file[key]
-        except ValueError as error:
+            with np.load(self.path, allow_pickle=False) as file:
+                return np.atleast_1d(file[key])
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             if "allow_pickle" in str(error):
                 raise UserError(
                     f"{self.path}: key '{key}' holds pickled Python objects, which are refused; save it as numbers"
                 ) from error
             raise UserError(f"{self.path}: key '{key}' is damaged ({_line(error)})") from error
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{self.path}: key '{key}' is damaged ({_line(error)})") from error
 
     def words(self, key: str) -> tuple[str, ...]:
         """A list of names, or () where there is no such key."""
-        return tuple(str(word) for word in np.atleast_1d(self[key]).tolist()) if key in self.keys else ()
+        return tuple(str(word) for word in self[key].tolist()) if key in self.keys else ()
 
 
 def inputs(x: np.ndarray, where: str) -> np.ndarray:
@@ -107,6 +106,20 @@ def inputs(x: np.ndarray, where: str) -> np.ndarray:
     return x
 
 
+def together(parts: Sequence[np.ndarray], lengths: Sequence[int], where: str) -> np.ndarray:
+    """The parts (train, validation, test) one after the other.
+
+    Raises:
+        UserError: a part has not as many rows as the inputs of that part have, or the parts differ in shape.
+    """
+    if [len(part) for part in parts] != list(lengths):
+        found = ", ".join(str(len(part)) for part in parts)
+        raise UserError(f"{where}: {found} rows, expected {', '.join(map(str, lengths))} as the inputs have")
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise UserError(f"{where}: the parts differ in shape: {', '.join(str(part.shape) for part in parts)}")
+    return np.concatenate(parts)
+
+
 def targets(
     y: np.ndarray, x: np.ndarray, where: str, names: Sequence[str] = (), classes: int = 0
 ) -> tuple[np.ndarray, str, tuple[str, ...]]:
@@ -127,8 +140,8 @@ def targets(
     """
     if y.ndim > 1 and y.shape[-1] == 1:
         y = y[..., 0]
-    if not y.ndim or len(y) != len(x):
-        raise UserError(f"{where}: {len(y) if y.ndim else 'no'} labels for {len(x)} rows")
+    if len(y) != len(x):
+        raise UserError(f"{where}: {len(y)} labels for {len(x)} rows")
     if y.dtype.kind == "S":
         y = np.char.decode(y)
     if y.dtype.kind == "U" and y.ndim == 1:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_pfl.data.files import Npz, inputs, targets
+from fedjax_pfl.data.files import Npz, inputs, targets, together
 from fedjax_pfl.data.types import Dataset
 
 
@@ -13,9 +13,11 @@ def medmnist(*, path: str = "") -> Dataset:
     """
     file = Npz(path, "config.data.medmnist.path")
     parts = ("train", "val", "test")
+    where = f"{file.path}: keys '..._"
     images = [file[f"{part}_images"] for part in parts]
-    x = np.concatenate([inputs(a, f"{file.path}: key '{part}_images'") for a, part in zip(images, parts, strict=True)])
-    labels = np.concatenate([file[f"{part}_labels"] for part in parts])
-    y, task, names = targets(labels, x, f"{file.path}: keys '..._labels'", file.words("class_names"))
-    split = np.repeat(np.arange(3), [len(a) for a in images]).astype(np.int8)
+    lengths = [len(part) for part in images]
+    x = inputs(together(images, lengths, f"{where}images'"), f"{where}images'")
+    labels = together([file[f"{part}_labels"] for part in parts], lengths, f"{where}labels'")
+    y, task, names = targets(labels, x, f"{where}labels'", file.words("class_names"))
+    split = np.repeat(np.arange(3), lengths).astype(np.int8)
     return Dataset(file.path.stem, x, y, task, names, split=split)

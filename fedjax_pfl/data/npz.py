@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_pfl.data.files import Npz, codes, inputs, splits, targets
+from fedjax_pfl.data.files import Npz, codes, inputs, splits, targets, together
 from fedjax_pfl.data.types import SPLITS, Dataset, take
 from fedjax_pfl.errors import UserError
 
@@ -28,7 +28,7 @@ def npz(
     Further keys are used where the file has them; in the second layout each may end in _train, _val and _test too:
       client, site   the natural client of each row: integers (below 0: row not used) or strings
       split          the given split of each row: words, or integers that count through `split_names`
-      group          rows with one value stay in one split (a patient)
+      group          rows with one value stay in one split (a patient); below 0: a row by itself
       class_names, client_names (or <key>_names)
 
     Args:
@@ -52,36 +52,36 @@ def npz(
         file[client]  # raises: no such key
     client = client or next((key for key in ("client", "site") if _present(file, key, parts)), "")
 
-    def read(key: str) -> list[np.ndarray]:
-        """The key's array, or its parts one after the other."""
-        arrays = [file[f"{key}_{part}"] for part in parts] or [file[key]]
-        if len({a.shape[1:] for a in arrays}) > 1:
-            raise UserError(f"{file.path}: parts of '{key}' differ in shape: {', '.join(str(a.shape) for a in arrays)}")
-        return arrays
-
     where = f"{file.path}: key"
-    pieces = read(x)
-    rows = inputs(np.concatenate(pieces), f"{where} '{x}'")
-    labels = np.concatenate(read(y))
+    pieces = [file[f"{x}_{part}"] for part in parts] or [file[x]]
+    lengths = [len(piece) for piece in pieces]
+
+    def read(key: str) -> np.ndarray:
+        return together([file[f"{key}_{part}"] for part in parts] or [file[key]], lengths, f"{where} '{key}'")
+
+    rows = inputs(together(pieces, lengths, f"{where} '{x}'"), f"{where} '{x}'")
+    n = len(rows)
+    labels = read(y)
     if threshold:
         labels = labels >= threshold
     labels, task, class_names = targets(
         labels, rows, f"{where} '{y}'", file.words("class_names"), classes or 2 * bool(threshold)
     )
-    n = len(rows)
     given = None
     if parts:
-        given = np.repeat([PARTS[part] for part in parts], [len(piece) for piece in pieces]).astype(np.int8)
+        given = np.repeat([PARTS[part] for part in parts], lengths).astype(np.int8)
     elif split in file:
         given = splits(file[split], n, f"{where} '{split}'", split_names)
 
     holder, holder_names = None, ()
     if client:
         names = file.words(f"{client}_names") or file.words("client_names")
-        holder, holder_names = codes(np.concatenate(read(client)), n, f"{where} '{client}'", names)
+        holder, holder_names = codes(read(client), n, f"{where} '{client}'", names)
     groups = None
     if _present(file, group, parts):
-        groups = codes(np.concatenate(read(group)), n, f"{where} '{group}'")[0]
+        groups, values = codes(read(group), n, f"{where} '{group}'")
+        alone = groups < 0
+        groups[alone] = len(values) + np.arange(alone.sum())
     data = Dataset(file.path.stem, rows, labels, task, class_names, holder, holder_names, given, groups)
     unused = np.zeros(n, bool)
     for column in (holder, given):

@@ -121,9 +121,7 @@ def to_variables(
         UserError: entries are missing, unexpected or of another shape; all are listed, in one line.
     """
     head = model.layers[-1] + "."
-    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
-    wanted = {_torch_name(path): leaf for path, leaf in leaves}
-    layout = {name: _to_torch_shape(leaf.shape) for name, leaf in wanted.items()}
+    layout = shapes(variables)
     if ignore_head:
         state_dict = {name: value for name, value in state_dict.items() if not name.startswith(head)}
         layout = {name: shape for name, shape in layout.items() if not name.startswith(head)}
@@ -137,19 +135,27 @@ def to_variables(
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(found.values()):
-        lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+        lists = "; ".join(f"{what}: {', '.join(entries)}" for what, entries in found.items() if entries)
         raise UserError(f"weights don't fit {type(model).__name__}: {lists}")
 
-    values = [
-        jnp.asarray(_to_flax(name, np.asarray(state_dict[name]), model), leaf.dtype) if name in layout else leaf
-        for name, leaf in wanted.items()
-    ]
-    return jax.tree_util.tree_unflatten(structure, values)
+    def value(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = _torch_name(path)
+        if name not in layout:  # the classifier that is left as it is
+            return leaf
+        return jnp.asarray(_to_flax(name, np.asarray(state_dict[name]), model), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, variables)
+
+
+def shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
+    """PyTorch names -> shapes in PyTorch's layouts, of variables that may be abstract (`jax.eval_shape`)."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {_torch_name(path): _to_torch_shape(leaf.shape) for path, leaf in leaves}
 
 
 def from_variables(variables: Variables, model: Classifier) -> dict[str, np.ndarray]:
     """The inverse of `to_variables`: PyTorch names -> arrays in PyTorch's layouts, types unchanged."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
     return {_torch_name(path): _to_torch(_torch_name(path), np.asarray(leaf), model) for path, leaf in leaves}
 
 

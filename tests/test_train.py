@@ -1,0 +1,229 @@
+"""A run: what it writes, that it goes on bit for bit, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from fedjax_pfl import algorithms, checkpoint, metrics, train
+from fedjax_pfl import config as configuration
+from fedjax_pfl.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(method: str = "fedavg", **changes):
+    """A run of seconds: four hospitals' digits at 8 x 8, one hidden layer with batch norm, 4 rounds."""
+    config = base.get_config()
+    config.method = method
+    config.rounds = 4
+    config.data.digits.size = 8
+    config.split.max_examples = 240
+    config.model.mlp.hidden = (8,)
+    config.model.mlp.norm = "batch"
+    config.client.sgd.momentum = 0.5
+    config.finetune.start = 2
+    config.cohort.sampling = "uniform"
+    config.cohort.size = 3
+    config.cohort.drop_out = 0.2
+    config.eval.tuned = "never"
+    config.checkpoint.every = 1
+    config.plots = config.tensorboard = False
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def records(workdir: Path) -> list[dict]:
+    """The metrics of a run without its times."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def final_state(config, workdir: Path):
+    setup = train.prepare(config)
+    saved = checkpoint.Checkpoints(workdir / "checkpoints")
+    state, progress = saved.restore(max(saved.rounds()), setup.init())
+    saved.close()
+    return state, progress
+
+
+@pytest.mark.parametrize("method", sorted(algorithms.METHODS))
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(method, tmp_path):
+    config = small(method)
+    train.run(config, tmp_path / "whole", quiet=True)
+    assert train.run(config, tmp_path / "parts", stop_at=2, quiet=True) is None
+    assert [record["round"] for record in records(tmp_path / "parts")] == [1, 2]
+    train.run(config, tmp_path / "parts", quiet=True)
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    (one, progress_one), (two, progress_two) = (final_state(config, tmp_path / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert progress_one._replace(seconds=0) == progress_two._replace(seconds=0)
+
+
+def test_a_run_learns_and_writes_what_it_should(tmp_path):
+    config = small("ditto", **{"eval.held_out": 1, "eval.tuned": "always", "rounds": 6, "plots": True, "tensorboard": True})
+    config.unlock()
+    config.cohort.size = 0
+    summary = train.run(config.lock(), tmp_path, quiet=True)
+    assert summary is not None
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert json.loads((tmp_path / "config.json").read_text())["method"] == "ditto"
+    assert (tmp_path / "plots" / "training.png").stat().st_size > 10_000
+    assert list((tmp_path / "events").iterdir())
+    lines = records(tmp_path)
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    names = train.prepare(config).federation.client_names
+    for model in ("personal", "global", "tuned"):
+        for split, clients in (("test", names[:3]), ("held_out", names[3:])):
+            key = f"{split}/{model}/macro_f1"
+            values = [summary["last"][f"{key}/client/{name}"] for name in clients]
+            assert summary["last"][key] == pytest.approx(np.mean(values))
+            assert summary["last"][f"{key}/worst"] == min(values)
+        assert f"test/{model}/accuracy" in lines[0]
+    # A newcomer's personal model in Ditto is the initial one, which knows nothing; the global model serves it better.
+    assert summary["last"]["held_out/global/loss"] < summary["last"]["held_out/personal/loss"]
+
+
+def test_best_round_is_chosen_by_validation_alone_and_restored(tmp_path):
+    config = small("local", rounds=5)
+    summary = train.run(config, tmp_path, quiet=True)
+    assert summary is not None
+    values = {line["round"]: line["validation/personal/macro_f1"] for line in records(tmp_path)}
+    best = max(values, key=lambda round: (values[round], -round))
+    assert summary["best"]["round"] == best
+    line = next(line for line in records(tmp_path) if line["round"] == best)
+    assert {key: value for key, value in line.items() if key != "train/loss"}.items() <= summary["best"].items()
+
+
+def test_a_changed_config_is_refused_and_named(tmp_path):
+    train.run(small(), tmp_path, stop_at=1, quiet=True)
+    with pytest.raises(UserError, match=r"config\.client\.lr: 0\.1 -> 0\.2"):
+        train.run(small(**{"client.lr": 0.2}), tmp_path, quiet=True)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(tmp_path, capsys):
+    config = small()
+    train.run(config, tmp_path / "whole", quiet=True)
+    train.run(config, tmp_path / "run", stop_at=3, quiet=True)
+    files = [path for path in (tmp_path / "run" / "checkpoints" / "3").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)
+    train.run(config, tmp_path / "run", quiet=True)
+    assert "going back to the checkpoint before it" in capsys.readouterr().out
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+
+
+def test_a_nan_update_speaks_and_keeps_what_was_saved(tmp_path):
+    with pytest.raises(UserError, match=r"round 1: the update of client .* is not finite.*nothing was saved"):
+        train.run(small(**{"client.lr": 1e30}), tmp_path, quiet=True)
+
+
+def test_a_full_run_is_not_trained_again(tmp_path):
+    config = small()
+    first = train.run(config, tmp_path, quiet=True)
+    again = train.run(config, tmp_path, quiet=True)
+    assert first is not None
+    assert again is not None
+    assert first["last"] == again["last"]
+    assert len(records(tmp_path)) == 4
+
+
+def test_evaluating_a_checkpoint_gives_the_summary_again(tmp_path):
+    config = small("fedper")
+    summary = train.run(config, tmp_path, quiet=True)
+    assert summary is not None
+    for which in ("last", "best"):
+        assert train.evaluate_run(config, tmp_path, which) == summary[which]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "fedprx"}, r"config\.method: unknown name 'fedprx' \(did you mean 'fedprox'\?\)"),
+        ({"model.name": "resnet19"}, r"config\.model\.name: unknown name 'resnet19' \(did you mean 'resnet"),
+        ({"client.batch_size": 0}, r"config\.client\.batch_size: found 0, expected 1 or more"),
+        ({"client.map": "pmap"}, r"config\.client\.map: found 'pmap', expected auto, vmap, map or a number"),
+        ({"cohort.size": 5}, r"config\.cohort\.size: found 5 clients a round, expected 1 to 4"),
+        ({"cohort.sampling": "fixed", "cohort.ids": (7,)}, r"config\.cohort\.ids: found \(7,\), expected different"),
+        ({"cohort.drop_out": 1.5}, r"config\.cohort\.drop_out: found 1\.5"),
+        ({"eval.held_out": 4}, r"config\.eval\.held_out: found 4, expected less than the number of clients, 4"),
+        ({"eval.metric": "f1"}, r"config\.eval\.metric: found 'f1', expected one of accuracy"),
+        ({"method": "local", "eval.model": "global"}, r"config\.eval\.model: found 'global', but this method has no"),
+        ({"method": "fedper", "fedper.personal_layers": 9}, r"config\.fedper\.personal_layers: found 9, expected 1 to"),
+        ({"model.weights": "/nowhere.npz"}, r"/nowhere\.npz"),
+        ({"model.name": "vgg16_slim"}, r"(?i)vgg"),
+        ({"split.partition": "dirichlet", "split.dirichlet.beta": 0.0}, r"config\.split\.dirichlet\.beta"),
+        ({"split.partition": "homogeneous", "split.homogeneous.clients": 5000}, r"config\.split\.homogeneous\.clients"),
+        ({"data.source": "npz", "data.npz.path": "/nowhere.npz"}, r"/nowhere\.npz"),
+    ],
+    ids=str,
+)
+def test_impossible_values_get_one_line_and_leave_nothing(change, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        train.run(small(**change), tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rules_name_fields_that_exist():
+    assert set(configuration.RULES) <= set(configuration.flat(base.get_config()))
+    configuration.validate(base.get_config())
+    assert metrics.main("single") == "macro_f1"
+
+
+def _start(workdir: Path, rounds: int) -> subprocess.Popen:
+    flags = [f"--config.rounds={rounds}", "--config.checkpoint.every=1", "--config.plots=False", "--quiet"]
+    command = [sys.executable, "launch.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_round(workdir: Path, round: int) -> None:
+    for _ in range(1200):
+        if (workdir / "metrics.jsonl").exists() and len((workdir / "metrics.jsonl").read_text().splitlines()) >= round:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run did not get so far")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_round_saves_and_says_how_to_go_on(number, status, tmp_path):
+    process = _start(tmp_path, 100_000)
+    _wait_for_round(tmp_path, 2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the same command goes on from there" in errors
+    saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert max(saved.rounds()) == len(records(tmp_path))
+    saved.close()
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
+    whole = _start(tmp_path / "whole", 30)
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = _start(tmp_path / "killed", 30)
+        before = len(records(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
+        _wait_for_round(tmp_path / "killed", min(29, before + 3))
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        process.communicate()
+        os.sync()
+    process = _start(tmp_path / "killed", 30)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, out + errors
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
