@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         source="digits",  # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
-            size=16,  # pixels: 8 (as scanned) or a multiple of it (bilinear)
+            size=16,  # pixels: 8 as published, or more (bilinear)
         ),
         npz=dict(
             path="",  # the .npz file; ~ and $VARIABLES are expanded in every path

@@ -1,0 +1,16 @@
+"""FedAdagrad on PRR-FL's dermoscopy: adaptive server optimiser.
+
+Paper: arXiv 2003.00295. Setting, and what differs from PRR-FL's: configs/dermoscopy.py.
+Command: python launch.py --config=configs/fedadagrad_dermoscopy.py
+Measured: not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import dermoscopy
+
+
+def get_config() -> ConfigDict:
+    config = dermoscopy.get_config("fedadagrad")
+    config.fedadagrad.server_lr = 0.01
+    return config
