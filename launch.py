@@ -72,40 +72,42 @@ def _run() -> int:
 def _parse(argv: list[str]) -> None:
     """Parse the command line; whatever is wrong with it becomes a UserError."""
     path = next((arg.split("=", 1)[1] for arg in argv if arg.lstrip("-").startswith("config=")), None)
-    if path is not None and not Path(path.split(":")[0]).is_file():
-        folder = Path(path).parent
-        raise UserError(f"--config: no such file: {path}{nearest(path, map(str, sorted(folder.glob('*.py'))))}")
+    options = [arg.lstrip("-").split("=")[0] for arg in argv if arg.lstrip("-").startswith("config.")]
+    if path is not None:
+        known = [f"config.{name}" for name in _fields(_load(path))]
+        for name in options:
+            if name not in known:
+                raise UserError(f"--{name}: no such option{_near(name, known)}")
+    elif options:
+        raise UserError(f"--{options[0]}: a config option, but no --config=FILE is given")
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):
-            raise UserError(f"--{error.flagname}: a config option, but no --config=FILE is given") from None
         names = [name for name in flags.FLAGS if not name.startswith("config.")]
         raise UserError(f"--{error.flagname}: no such flag{nearest(error.flagname, names)}") from None
-    except (AttributeError, KeyError) as error:
-        raise UserError(_misspelt_option(argv, path) or f"{path}: {_line(error)}") from None
-    except flags.Error as error:
+    except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_line(error).removeprefix("flag ")) from None
-    except Exception as error:  # whatever a config file may raise when it is executed
-        raise UserError(f"{path}: {type(error).__name__}: {_line(error)}") from None
     if rest:
         raise UserError(f"found '{rest[0]}', expected only flags such as --config=configs/quickstart.py")
     if _CONFIG.value is not None:
         _CONFIG.value.lock()
 
 
-def _misspelt_option(argv: list[str], path: str | None) -> str | None:
-    """The line for the first --config.x.y that the config file at `path` does not have."""
-    if path is None:
-        return None
-    spec = importlib.util.spec_from_file_location("config_file", path.split(":")[0])
-    assert spec is not None
-    assert spec.loader is not None
+def _load(path: str) -> Any:
+    """What get_config() of the config file returns; `path` may end in `:argument`."""
+    file, *argument = path.split(":", 1)
+    if not Path(file).is_file():
+        files = map(str, sorted(Path(file).parent.glob("*.py")))
+        raise UserError(f"--config: no such file: {file}{nearest(file, files)}")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    known = [f"config.{field}" for field in _fields(module.get_config(*path.split(":")[1:]))]
-    given = [arg.lstrip("-").split("=")[0] for arg in argv if arg.lstrip("-").startswith("config.")]
-    return next((f"--{name}: no such option{_near(name, known)}" for name in given if name not in known), None)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*argument)
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"{file}: {type(error).__name__}: {_line(error)}") from None
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -1,0 +1,53 @@
+"""Every command and program of the README runs as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_pfl import algorithms
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder that looks like a clone, so that the commands leave nothing in this one."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("launch.py", "configs", "fedjax_pfl"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(folder)}
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.readme
+@pytest.mark.parametrize(("kind", "code"), BLOCKS, ids=[f"{kind}{i}" for i, (kind, _) in enumerate(BLOCKS)])
+def test_what_the_readme_shows_runs(kind, code, folder):
+    if kind == "python":
+        _run([sys.executable, "-c", code], folder)
+        return
+    for line in code.strip().splitlines():
+        # .ci/run itself installs, and runs the benchmark and the gate
+        if line.startswith("python launch.py") and "--mode=benchmark" not in line:
+            _run([sys.executable, *line.split()[1:]], folder)
+
+
+def test_the_catalogue_lists_every_method():
+    for name in algorithms.METHODS:
+        assert f"`{name}`" in TEXT
+
+
+def test_a_new_method_is_under_40_lines():
+    (code,) = [code for kind, code in BLOCKS if kind == "python" and "def half_way" in code]
+    assert len(code.splitlines()) < 40
