@@ -31,7 +31,6 @@ def single_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
         return _undefined("single")
     y = np.asarray(y, np.int64)
     z = _finite(scores)
-    log_p = _log_softmax(z)
     predicted = z.argmax(1)
     confusion = np.bincount(y * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
     hits, actual, claimed = np.diag(confusion), confusion.sum(1), confusion.sum(0)
@@ -40,8 +39,8 @@ def single_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
         "accuracy": float(hits.sum() / m),
         "balanced_accuracy": float(np.mean(hits[actual > 0] / actual[actual > 0])),
         "macro_f1": float(np.mean(2 * hits[seen] / (actual + claimed)[seen])),
-        "auc": _macro_auc(np.exp(log_p), y),
-        "loss": float(-_log_softmax(np.asarray(scores, np.float64))[np.arange(m), y].mean()),
+        "auc": _macro_auc(_softmax(z), y),
+        "loss": _cross_entropy(scores, y),
     }
 
 
@@ -55,7 +54,8 @@ def multi_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
     if len(scores) == 0:
         return _undefined("multi")
     y = np.asarray(y).astype(bool)
-    p = np.exp(-np.logaddexp(0, -_finite(scores)))
+    with np.errstate(over="ignore"):
+        p = 1 / (1 + np.exp(-_finite(scores)))
     predicted = p >= 0.5
     hits, actual, claimed = (y & predicted).sum(0), y.sum(0), predicted.sum(0)
     ap = _average_precision(p, y)[actual > 0]
@@ -161,15 +161,23 @@ def _finite(scores: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.asarray(scores, np.float64))
 
 
-def _log_softmax(z: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", over="ignore"):  # infinities: NaN is the answer, not a warning
+def _softmax(z: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # the largest floats apart: the difference is -inf, its exponential 0
+        e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def _cross_entropy(scores: np.ndarray, y: np.ndarray) -> float:
+    z = np.asarray(scores, np.float64)
+    with np.errstate(invalid="ignore"):  # logits that aren't finite: NaN is the answer, not a warning
         z = z - z.max(1, keepdims=True)
-        return z - np.log(np.exp(z).sum(1, keepdims=True))
+        return float(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]))
 
 
 def _binary_cross_entropy(scores: np.ndarray, y: np.ndarray) -> float:
     z = np.asarray(scores, np.float64)
-    return float(np.logaddexp(0, np.where(y, -z, z)).mean())
+    with np.errstate(invalid="ignore"):
+        return float(np.logaddexp(0, np.where(y, -z, z)).mean())
 
 
 def _ratio(a: Any, b: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ Curve = tuple[Sequence[int], Sequence[float]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#9A9A9A"
+MAX_LINES, MAX_BARS = 10, 20  # clients drawn one by one
 WORDS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -56,15 +57,16 @@ def training(records: Sequence[Record], path: Path, metric: str | None = None) -
 
     key = next((k for r in records for k in r if k.startswith("train/") and k.endswith("loss")), "train/loss")
     _line(loss_axes, curve(records, key), color=COLOURS[0])
-    _label(loss_axes, "Training loss", "round", _words(key))
+    loss_axes.set_xlabel("round")
+    _dress(loss_axes, "Training loss", _words(key))
 
     _over_rounds(metric_axes, records, metric)
-    _label(metric_axes, f"Validation, {metric.split('/')[-2]} model", "round", _words(short))
+    _dress(metric_axes, f"Validation, {metric.split('/')[-2]} model", _words(short))
 
     tested = [r for r in records if any(k.startswith("test/") for k in r)]
     _by_client(client_axes, tested[-1] if tested else {}, short)
     title = f"Test by client, round {tested[-1]['round']}" if tested else "Test by client"
-    _label(client_axes, title, "client", _words(short))
+    _dress(client_axes, title, _words(short))
     return _save(figure, path)
 
 
@@ -98,8 +100,9 @@ def compare(runs: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> boo
             banded, deviation = True, values.std(0, ddof=1)
             axes.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     note = "; band: ± one standard deviation over seeds" if banded else ""
-    _label(axes, f"Validation, mean over clients{note}", "round", _words(metric))
-    _legend(figure, axes)
+    axes.set_xlabel("round")
+    _dress(axes, f"Validation, mean over clients{note}", _words(metric))
+    _legend(axes)
     return _save(figure, path)
 
 
@@ -114,13 +117,13 @@ def _over_rounds(axes: Any, records: Sequence[Record], metric: str) -> None:
         rounds = sorted(by_round)
         low, high = [min(by_round[r]) for r in rounds], [max(by_round[r]) for r in rounds]
         axes.fill_between(rounds, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label="worst to best client")
-    if len(curves) <= 10:
+    if len(curves) <= MAX_LINES:
         for index, (client, points) in enumerate(curves.items(), 1):
             style = STYLES[1:][index // len(COLOURS) % 3]
             _line(axes, points, color=COLOURS[index % len(COLOURS)], linestyle=style, linewidth=1, label=client)
-    _line(axes, curve(records, metric), color=COLOURS[0], linewidth=2.4, label="mean")
-    if curves:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=8)
+    _line(axes, curve(records, metric), color=COLOURS[0], linewidth=2.4, label="mean over clients")
+    axes.set_xlabel("round")
+    _legend(axes, below=True)
 
 
 def _by_client(axes: Any, record: Record, metric: str) -> None:
@@ -133,18 +136,23 @@ def _by_client(axes: Any, record: Record, metric: str) -> None:
         axes.set_xticks([])
         return
     clients = list(dict.fromkeys(client for values in models.values() for client in values))
+    few = len(clients) <= MAX_BARS
     width = 0.8 / len(models)
     for index, (model, values) in enumerate(models.items()):
-        at = np.arange(len(clients)) + (index - (len(models) - 1) / 2) * width
-        # An undefined value draws no bar, rather than one of height 0.
+        # An undefined value draws nothing, rather than a bar of height 0.
         heights = np.array([values.get(client) for client in clients], np.float64)
-        axes.bar(at, heights, width * 0.92, color=COLOURS[index % len(COLOURS)], label=model)
-    if len(clients) <= 20:
-        crowded = sum(map(len, clients)) > 40
+        style = {"color": COLOURS[index % len(COLOURS)], "label": f"{model} model"}
+        if few:
+            axes.bar(np.arange(len(clients)) + (index - (len(models) - 1) / 2) * width, heights, width * 0.92, **style)
+        else:
+            axes.plot(np.arange(1, len(clients) + 1), np.sort(heights), **style)
+    if few:
+        crowded = sum(map(len, clients)) > 30
         axes.set_xticks(
             range(len(clients)), clients, rotation=40 if crowded else 0, ha="right" if crowded else "center"
         )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8, title="model", title_fontsize=8)
+    axes.set_xlabel("client" if few else "clients, sorted by value")
+    _legend(axes)
 
 
 def curve(records: Sequence[Record], key: str) -> Curve:
@@ -167,20 +175,25 @@ def _line(axes: Any, points: Curve, **style: Any) -> None:
     axes.plot(*points, **{"linewidth": 1.8, "marker": marker, "markersize": 3, **style})
 
 
-def _label(axes: Any, title: str, x: str, y: str) -> None:
+def _dress(axes: Any, title: str, y: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if x == "round":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    if axes.get_xlabel() == "round":  # whole numbers, even where there is a single one
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+def _legend(axes: Any, below: bool = False) -> None:
+    """A legend outside the data."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    style: dict[str, Any] = {"frameon": False, "fontsize": 8, "handlelength": 3}  # long enough to show the dashes
+    if below:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, **style)
+    else:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), **style)
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -188,9 +201,10 @@ def _figure(size: tuple[float, float]) -> Any:
         print("plots not drawn: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
         return None
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # A Figure without pyplot has no global state and needs no display: it is drawn by Agg.
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
 
 
 def _save(figure: Any, path: Path) -> bool:

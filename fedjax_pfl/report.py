@@ -10,23 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_pfl import config as configuration
 from fedjax_pfl import log, plots
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.metrics import lower_is_better
 
-FIELDS = (
-    "name",
-    "method",
-    "model",
-    "seed",
-    "rounds",
-    "data",
-    "fingerprint",
-    "clients",
-    "main_metric",
-    "seconds",
-    "last",
-)
+FIELDS = ("name", "method", "model", "seed", "rounds", "data", "fingerprint", "clients", "main_metric", "seconds")
 SPLITS = {"test": "Test", "held_out": "Held-out clients"}
 MODELS = ("personal", "tuned", "global")
 MAX_CLIENTS = 10  # with more, the clients get no columns of their own; report_runs.csv has them all
@@ -59,14 +48,15 @@ def run(
 ) -> str:
     """Compare finished runs; write `report.md`, `report.csv`, `report_runs.csv` and `curves.png`.
 
-    Runs of one `name` are the seeds of one method. Each row is a method's personal, tuned or global model, each number
-    the mean ± standard deviation (ddof 1) over its seeds. `report.csv` holds the table's raw numbers, `report_runs.csv`
-    every value of every run.
+    Runs of one `name` are the seeds of one method: their configs may differ in nothing else. Each row is a method's
+    personal, tuned or global model, each number the mean ± standard deviation (ddof 1) over its seeds. `report.csv`
+    holds the table's raw numbers, `report_runs.csv` every value of every run.
 
     Args:
         runs: run folders, or folders that hold any number of them at any depth.
         output: folder for the files; by default the runs' common parent.
-        mix: compare runs on different data, splits or numbers of clients nevertheless.
+        mix: compare runs on different data, splits or numbers of clients nevertheless, and let the configs of one name
+            differ.
         metrics: the metrics to show, by default all.
         which: `best` (the round that is best by validation) or `last`.
 
@@ -122,48 +112,81 @@ def _load(paths: Sequence[Path], which: str) -> list[Run]:
     for path in paths:
         file = path / "summary.json"
         if not file.exists():
-            unfinished.append(f"{path} (no summary.json)")
+            unfinished.append(str(path))
             continue
-        try:
-            summary = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{file}: not valid JSON ({error})") from None
-        if not isinstance(summary, dict):
-            raise UserError(f"{file}: expected a JSON object, found {type(summary).__name__}")
+        summary = _read(file)
         missing = [field for field in (*FIELDS, which) if field not in summary]
         if missing:
             raise UserError(f"{file}: no field '{missing[0]}'")
-        for field in ("last", which):
-            if not isinstance(summary[field], dict) or not isinstance(summary[field].get("round"), int):
-                raise UserError(f"{file}: field '{field}' is not an object with an integer 'round'")
-        if summary["last"]["round"] < summary["rounds"]:
-            unfinished.append(f"{path} (round {summary['last']['round']} of {summary['rounds']})")
+        if summary[which] is None:
+            raise UserError(
+                f"{path}: the run has no best round (no validation data); --which=last reports the last one"
+            )
+        if not isinstance(summary[which], dict) or not isinstance(summary[which].get("round"), int):
+            raise UserError(f"{file}: field '{which}' is not an object with an integer 'round'")
         runs.append(Run(path, summary))
     if unfinished:
-        raise UserError(f"--runs: unfinished, resume or leave out: {', '.join(unfinished)}")
+        raise UserError(f"--runs: unfinished (no summary.json), resume or leave out: {', '.join(unfinished)}")
     return runs
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def _check(runs: Sequence[Run], mix: bool) -> None:
-    """Refuse runs that can't be compared, and seeds of one name that aren't seeds of one method."""
-    first: dict[str, Run] = {}
+    """Refuse runs that can't be compared, and runs of one name that differ in more than the seed."""
     seeds: dict[tuple[str, Any], Run] = {}
     for run in runs:
         name, seed = run.summary["name"], run.summary["seed"]
         if (twin := seeds.setdefault((name, seed), run)) is not run:
             raise UserError(f"--runs: {twin.path} and {run.path} both have the name '{name}' and the seed {seed}")
-        same = first.setdefault(name, run)
-        for field in ("method", "model", "rounds"):
-            if (difference := _difference(same, run, field)) is not None:
-                raise UserError(f"--runs: {difference}, yet both have the name '{name}': give each its own name")
-        for field in ("data", "fingerprint", "clients"):
-            if not mix and (difference := _difference(runs[0], run, field)) is not None:
-                raise UserError(f"--runs: {difference}; --mix compares them nevertheless")
+    groups = _by_name(runs)
+    # Each seed may draw a split of its own: a method must have run on no split that the one with most runs didn't see.
+    most = max(groups.values(), key=len)
+    splits = {run.summary["fingerprint"] for run in most}
+    for run in runs:
+        twin = next((other for other in most if other.summary["seed"] == run.summary["seed"]), most[0])
+        unseen = run.summary["fingerprint"] not in splits
+        fields = ("data", "clients", *(["fingerprint"] if unseen else []))
+        if not mix and (differing := _difference(twin, run, fields)):
+            raise UserError(f"--runs: {differing}; --mix compares them nevertheless")
+    for name, (first, *others) in groups.items():
+        for run in others:
+            differing = _difference(first, run, ("method", "model", "rounds", "data"))
+            if differing := differing or (None if mix else _config_difference(first, run)):
+                raise UserError(f"--runs: {differing}, yet both have the name '{name}': give each its own config.name")
 
 
-def _difference(a: Run, b: Run, field: str) -> str | None:
-    x, y = a.summary[field], b.summary[field]
-    return None if x == y else f"{a.path} and {b.path} differ in {field} ({x}, {y})"
+def _by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.summary["name"], []).append(run)
+    return groups
+
+
+def _difference(a: Run, b: Run, fields: Sequence[str]) -> str | None:
+    for field in fields:
+        x, y = a.summary[field], b.summary[field]
+        if x != y:
+            return f"{a.path} and {b.path} differ in {field} ({x}, {y})"
+    return None
+
+
+def _config_difference(a: Run, b: Run) -> str | None:
+    """What else than the seed the two configs differ in; None where a run has no config.json."""
+    files = [run.path / "config.json" for run in (a, b)]
+    if not all(file.exists() for file in files):
+        return None
+    old, new = (_read(file) for file in files)
+    changed = configuration.difference({**old, "seed": None}, {**new, "seed": None})
+    return f"{a.path} and {b.path} differ in {changed[0]}" if changed else None
 
 
 def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: str) -> list[Row]:
@@ -181,8 +204,7 @@ def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: 
     clients = [key for key in keys if key.startswith(f"{main}/client/")]
     columns += [f"{main}/worst", f"{main}/std", *(clients if len(clients) <= MAX_CLIENTS else ())]
     rows = []
-    for name in dict.fromkeys(run.summary["name"] for run in runs):
-        group = [run for run in runs if run.summary["name"] == name]
+    for name, group in _by_name(runs).items():
         for model in MODELS:
             prefix = f"{split}/{model}/"
             if not any(key.startswith(prefix) for run in group for key in run.summary[which]):
@@ -198,7 +220,7 @@ def _markdown(rows: Sequence[Row], which: str) -> str:
     for split, title in SPLITS.items():
         if table := [row for row in rows if row.split == split]:
             parts += [f"## {title}\n", _table(table)]
-    parts.append("Mean over clients, then mean ± standard deviation (ddof 1) over seeds; loss in nats; best in bold.")
+    parts.append("Mean over clients, then mean ± standard deviation (ddof 1) over seeds; loss in nats; best in bold.\n")
     parts += _undefined(rows, which)
     for field in ("data", "fingerprint", "clients"):
         values = dict.fromkeys(str(run.summary[field]) for row in rows for run in row.runs)
@@ -318,8 +340,10 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _draw(runs: Sequence[Run], path: Path) -> bool:
-    curves: dict[str, list[plots.Curve]] = {}
-    for run in runs:
-        curve = plots.curve(log.read_records(run.path / log.METRICS), run.summary["main_metric"])
-        curves.setdefault(run.summary["name"], []).append(curve)
+    curves = {
+        name: [plots.curve(log.read_records(run.path / log.METRICS), run.summary["main_metric"]) for run in group]
+        for name, group in _by_name(runs).items()
+    }
+    if not any(rounds for group in curves.values() for rounds, _ in group):
+        return False  # never evaluated on validation data
     return plots.compare(curves, path, runs[0].summary["main_metric"])

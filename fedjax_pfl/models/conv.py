@@ -4,6 +4,7 @@ XLA turns a convolution whose kernel differs between clients into a grouped conv
 the whole program. `Conv` has the parameters of `flax.linen.Conv` and can compute itself as a matrix product instead.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -133,7 +134,11 @@ def max_pool(
     strides = window if strides is None else _pair(strides)
     pads = _pad_pairs(padding, x.shape[1:3], window, strides)
     if strides == window and pads == ((0, 0), (0, 0)):
-        return _windows(x, window).max(axis=(2, 4))
+        # Not max(axis=...): its gradient compares the input with the stored maximum, and XLA may recompute that input inside
+        # a fusion with another rounding, so that no element is the maximum and its gradient is lost, or becomes 0 / 0.
+        windows = _windows(x, window)
+        elements = [windows[:, :, i, :, j] for i in range(window[0]) for j in range(window[1])]
+        return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), elements)
     # A Python scalar, so that the gradient recognises the maximum's own identity.
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
 

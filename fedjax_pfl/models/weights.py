@@ -95,8 +95,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as file:
-            return dict(file)
+        # Opened here, since np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file) as entries:
+            return dict(entries)
     except DAMAGED as error:
         raise _unreadable(path, error) from None
 

@@ -1,0 +1,21 @@
+"""FedAvg (METHODS.md 4.1; arXiv 1602.05629, Algorithm 1)."""
+
+from .network import Round, parameters, train_batch, weighted_mean
+
+
+def fedavg(model, data, rounds, batches, solver, weighting="examples"):
+    w = dict(model)
+    for t, participants in enumerate(rounds):
+        uploads, weights = [], []
+        for k, arrives in participants:
+            x, y = data[k]
+            w_k, optimizer = w, solver(t)
+            for epoch in batches(t, k):
+                for rows in epoch:
+                    _, g, statistics = train_batch(w_k, x[rows], y[rows])
+                    w_k = {**optimizer.step(parameters(w_k), g), **statistics}
+            if arrives:
+                uploads.append(w_k)
+                weights.append(len(y) if weighting == "examples" else 1)
+        w = weighted_mean(uploads, weights)
+        yield Round(w, [{} for _ in data], [w for _ in data])

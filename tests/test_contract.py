@@ -1,0 +1,180 @@
+"""The laws that every method of the registry obeys (DESIGN.md, section 4); a new entry is tested without another line."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from fedjax_pfl import algorithms, tree
+from fedjax_pfl.checkpoint import Checkpoints, Progress
+from fedjax_pfl.core import Algorithm, State
+
+# Options without which a method's interesting part would not happen within the few rounds played here.
+OPTIONS: dict[str, dict[str, Any]] = {"finetune": {"start": 2}}
+
+ROUNDS = toy.ROUNDS[:4]
+
+
+class Play(NamedTuple):
+    """A method's first rounds."""
+
+    algorithm: Algorithm
+    round: Any  # jitted; it donates the state
+    states: list[State]  # on the host: the initial one, and after each round of ROUNDS
+
+
+def build(name: str, how: str | int = "map") -> Algorithm:
+    return algorithms.build(name, toy.training(how=how), OPTIONS.get(name))
+
+
+def on_device(state: State) -> State:
+    """A copy, which may be donated."""
+    return jax.tree.map(jnp.array, state)
+
+
+@functools.cache
+def played(name: str) -> Play:
+    algorithm = build(name)
+    round = toy.jit(algorithm.round, donate_argnums=0)
+    state = algorithm.init(toy.variables(), toy.N)
+    states = [jax.device_get(state)]
+    for ids, lost in ROUNDS:
+        state, _ = round(state, toy.cohort(ids, lost), jax.random.key(toy.KEY))
+        states.append(jax.device_get(state))
+    return Play(algorithm, round, states)
+
+
+@pytest.fixture(params=algorithms.METHODS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def play(name) -> Play:
+    return played(name)
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def identical(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def again(play: Play, r: int, **changes: Any) -> State:
+    """Round r of ROUNDS once more, with a changed cohort."""
+    ids, lost = ROUNDS[r]
+    cohort = toy.cohort(**{"ids": ids, "lost": lost, **changes})
+    return play.round(on_device(play.states[r]), cohort, jax.random.key(toy.KEY))[0]
+
+
+def test_one_trace(name):
+    """Law 1: the second and third round, with other clients, don't recompile."""
+    algorithm, round, _ = played(name)
+    before = round._cache_size()
+    state = algorithm.init(toy.variables(), toy.N)
+    for ids, lost in ROUNDS[:3]:
+        state, _ = round(state, toy.cohort(ids, lost), jax.random.key(toy.KEY))
+    assert round._cache_size() == before
+
+
+def test_order_of_clients(play):
+    """Law 2: keys come from the client's id, so only the order of the sums differs."""
+    for r, (ids, _) in enumerate(ROUNDS):
+        close(again(play, r, ids=ids[::-1]), play.states[r + 1], 1e-11)
+
+
+def test_padding_and_all_clients_at_once(name, play):
+    """Laws 3 and 6: more rows in the cohort, and more rows in each client, all of them padding, change nothing.
+
+    The clients run under vmap here and one after the other there, so that the two laws take one compilation.
+    """
+    round = toy.jit(build(name, "vmap").round)
+    for r, (ids, lost) in enumerate(ROUNDS):
+        cohort = toy.cohort((toy.PAD, *ids, toy.PAD), lost, n_max=19)
+        state, _ = round(on_device(play.states[r]), cohort, jax.random.key(toy.KEY))
+        close(state, play.states[r + 1], 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [2, 3])
+def test_chunks_of_clients(name, play, how):
+    """Law 6: in chunks of any size, whether or not it divides the cohort of 4. (One method in test_core.py.)"""
+    algorithm = build(name, how)
+    states = toy.play(algorithm, algorithm.init(toy.variables(), toy.N), ROUNDS)
+    for state, expected in zip(states, play.states[1:], strict=True):
+        close(state, expected, 1e-9)
+
+
+def test_clients_that_do_not_take_part(play):
+    """Law 4: they keep their state bit for bit, and so does a client whose row was read for a padding row."""
+    for (ids, _), before, after in zip(ROUNDS, play.states[:-1], play.states[1:], strict=True):
+        for k in set(range(toy.N)) - set(ids):
+            identical(toy.row(before.clients, k), toy.row(after.clients, k))
+
+
+def test_every_client_has_a_model(play):
+    """Law 5: before the first round and after each, whether the client ever took part or not."""
+    for state in play.states:
+        models = toy.models(play.algorithm, state)
+        if play.algorithm.global_model is not None:
+            models.append(play.algorithm.global_model(state.server))
+        for model in models:
+            assert jax.tree.map(jnp.shape, model) == jax.tree.map(jnp.shape, toy.variables())
+            assert tree.all_finite(model)
+
+
+def test_save_and_restore(play, tmp_path):
+    """Law 7: what is saved comes back bit for bit, and the round that follows is the same bit for bit."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(on_device(play.states[2]), Progress(2))
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(2, play.algorithm.init(toy.variables(), toy.N))
+    checkpoints.close()
+    restored = jax.device_get(restored)
+    identical(restored, play.states[2])
+    ids, lost = ROUNDS[2]
+    after, _ = play.round(on_device(restored), toy.cohort(ids, lost), jax.random.key(toy.KEY))
+    identical(after, play.states[3])
+
+
+def test_types(name):
+    """Law 8: float32 stays float32 although float64 is enabled; shapes stay too, and no type is weak."""
+    algorithm = build(name)
+    state = algorithm.init(toy.variables(dtype=np.float32), toy.N)
+    cohort = toy.cohort(ROUNDS[0][0], dtype=np.float32)
+    after, report = jax.eval_shape(algorithm.round, state, cohort, jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        assert not x.weak_type
+        assert not y.weak_type
+    assert np.float64 not in {leaf.dtype for leaf in jax.tree.leaves((after, report))}
+    model = jax.eval_shape(algorithm.client_model, state.server, toy.row(state.clients, 0), jnp.int32(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype(np.float32)}
+
+
+def test_donation(play):
+    """A round may take the state's memory: every array of it can be given up, none twice."""
+    state = on_device(play.states[1])
+    play.round(state, toy.cohort(ROUNDS[1][0]), jax.random.key(toy.KEY))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_all_uploads_lost(play):
+    """The server stays bit for bit; the round counts; the clients trained all the same."""
+    ids, _ = ROUNDS[1]
+    before, after = play.states[1], again(play, 1, lost=ids)
+    identical(after.server, before.server)
+    assert after.round == before.round + 1
+    identical(after.clients, play.states[2].clients)

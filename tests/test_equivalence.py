@@ -1,0 +1,245 @@
+"""Every method equals its plain NumPy loop in `reference`: server, all clients and all clients' models, round by round.
+
+Ragged clients (one smaller than a batch, one with a single example), another cohort each round, padding rows, lost uploads,
+a client that never takes part; two epochs with momentum, weight decay, clipping, a step schedule and batch norm; float64.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import toy
+from reference import (
+    centralised,
+    ditto,
+    fedavg,
+    fedbn,
+    fedopt,
+    fedper,
+    fedprox,
+    finetune,
+    local_only,
+    network,
+    scaffold,
+)
+from reference.sgd import SGD
+
+from fedjax_pfl import algorithms
+
+STATISTICS, BATCH_NORM = network.STATISTICS, network.BATCH_NORM
+
+
+def close(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], what: str) -> None:
+    """Same names, and the same values to 1e-9."""
+    assert actual.keys() == expected.keys(), what
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-12, err_msg=f"{what}: {name}")
+
+
+def prefixed(prefix: str, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The part's entries, named as the oracles name what a server keeps besides its model."""
+    return {f"{prefix}.{name}": value for name, value in part.items()}
+
+
+def without(part: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """All entries but those."""
+    return {name: value for name, value in part.items() if name not in names}
+
+
+# -- what each method's server and client hold, by the oracle's names ---------------------------------------------------
+
+
+def model(holder: Any) -> dict[str, np.ndarray]:
+    """A server or a client that is a model."""
+    return toy.flat(holder.variables)
+
+
+def nothing(holder: Any) -> dict[str, np.ndarray]:
+    assert holder == ()
+    return {}
+
+
+def with_moments(server: Any) -> dict[str, np.ndarray]:
+    moments = {moment: toy.flat({"params": getattr(server.opt_state, moment)}) for moment in ("m", "v")}
+    return model(server) | prefixed("m", moments["m"]) | prefixed("v", moments["v"])
+
+
+def with_control(server: Any) -> dict[str, np.ndarray]:
+    return model(server) | prefixed("c", toy.flat({"params": server.c}))
+
+
+def control(client: Any) -> dict[str, np.ndarray]:
+    return toy.flat({"params": client.c_i})
+
+
+def kept(client: Any) -> dict[str, np.ndarray]:
+    return toy.flat(client.part)
+
+
+def tuned(client: Any) -> dict[str, np.ndarray] | None:
+    return toy.flat(client.variables) if client.tuned else None
+
+
+def personal(client: Any) -> dict[str, np.ndarray]:
+    return toy.flat(client.v_k)
+
+
+# -- the methods --------------------------------------------------------------------------------------------------------
+
+
+def solver(round: int, **changes: Any) -> SGD:
+    """The client's optimiser of `toy.training()`."""
+    return SGD(**{"lr": toy.rate(round), **toy.SOLVER, **changes})
+
+
+def participants() -> list[list[tuple[int, bool]]]:
+    """Who takes part in each round, and whether the upload arrives."""
+    return [[(k, k not in lost) for k in ids if k < toy.N] for ids, lost in toy.ROUNDS]
+
+
+def check(
+    name: str,
+    options: dict[str, Any],
+    oracle: Callable[..., Any],
+    server: Callable[[Any], Any],
+    client: Callable[[Any], Any],
+    *,
+    stays: tuple[str, ...] = (),
+    batches: Callable[..., Any] | None = None,
+    training: dict[str, Any] | None = None,
+    solver: Callable[[int], SGD] = solver,
+) -> None:
+    """Plays all rounds on both sides.
+
+    Args:
+        stays: names that stay with the clients; what the server holds there is in test_contract.py.
+    """
+    settings = toy.training(**(training or {}))
+    algorithm = algorithms.build(name, settings, options)
+    states = toy.play(algorithm, algorithm.init(toy.variables(), toy.N))
+    batches = batches or (lambda t, k: toy.batches(toy.COUNTS[k], t, k, settings.epochs, settings.drop_last))
+    expected = oracle(toy.flat(toy.variables()), toy.rows(), participants(), batches, solver)
+    for t, (state, want) in enumerate(zip(map(jax.device_get, states), expected, strict=True)):
+        close(without(server(state.server), stays), without(want.server, stays), f"{name}, round {t}, server")
+        for k, used in enumerate(toy.models(algorithm, state)):
+            held = client(toy.row(state.clients, k))
+            assert (held is None) == (want.clients[k] is None), f"{name}, round {t}, client {k}"
+            close(held or {}, want.clients[k] or {}, f"{name}, round {t}, client {k}")
+            close(toy.flat(used), want.models[k], f"{name}, round {t}, model of client {k}")
+
+
+@pytest.mark.parametrize(("weighting", "drop_last"), [("examples", False), ("uniform", True)])
+def test_fedavg(weighting, drop_last):
+    oracle = functools.partial(fedavg.fedavg, weighting=weighting)
+    check("fedavg", {"weighting": weighting}, oracle, model, nothing, training={"drop_last": drop_last})
+
+
+def test_nesterov_client():
+    check(
+        "fedavg",
+        {},
+        fedavg.fedavg,
+        model,
+        nothing,
+        training={"solver": {**toy.SOLVER, "nesterov": True}},
+        solver=functools.partial(solver, nesterov=True),
+    )
+
+
+def test_local_only():
+    check("local", {}, local_only.local_only, nothing, model)
+
+
+def test_centralised():
+    check(
+        "centralised",
+        {},
+        centralised.centralised,
+        model,
+        nothing,
+        batches=lambda t, count: toy.batches(count, t, 0),
+    )
+
+
+@pytest.mark.parametrize(("layers", "names"), [(0, None), (2, ("norm.scale", "norm.bias", *network.HEAD))])
+def test_finetune(layers, names):
+    start, factor = 2, 0.5
+    check(
+        "finetune",
+        {"start": start, "tuned_layers": layers, "lr_factor": factor},
+        functools.partial(finetune.finetune, start=start, tuned=names),
+        model,
+        tuned,
+        solver=lambda t: solver(t, lr=toy.rate(t) * (factor if t >= start else 1)),
+    )
+
+
+def test_fedprox():
+    settings = {"mu": 0.3, "weighting": "uniform"}
+    check("fedprox", settings, functools.partial(fedprox.fedprox, **settings), model, nothing)
+
+
+@pytest.mark.parametrize(
+    ("option", "weighting", "drop_last"), [(1, "uniform", True), (2, "uniform", False), (2, "examples", True)]
+)
+def test_scaffold(option, weighting, drop_last):
+    settings = {"option": option, "server_lr": 0.8, "weighting": weighting}
+    oracle = functools.partial(scaffold.scaffold, batch_size=toy.BATCH, **settings)
+    check("scaffold", settings, oracle, with_control, control, training={"drop_last": drop_last})
+
+
+@pytest.mark.parametrize(("nesterov", "weighting"), [(False, "examples"), (True, "uniform")])
+def test_fedavgm(nesterov, weighting):
+    settings = {"server_lr": 0.7, "momentum": 0.9, "nesterov": nesterov, "weighting": weighting}
+    check("fedavgm", settings, functools.partial(fedopt.fedavgm, **settings), model, nothing)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "reference"])
+@pytest.mark.parametrize("name", ["adagrad", "adam", "yogi"])
+def test_fedopt(name, fidelity):
+    """'reference': v starts at 0, and Adam's and Yogi's steps are corrected."""
+    settings = {"server_lr": 0.1, "tau": 1e-2}
+    reference = fidelity == "reference"
+    oracle = functools.partial(
+        fedopt.fedopt,
+        **settings,
+        name=name,
+        v0=0.0 if reference else 1e-4,
+        correct=reference and name != "adagrad",
+        weighting="uniform" if reference else "examples",
+    )
+    options = {**settings, "fidelity": fidelity, "weighting": "uniform" if reference else "examples"}
+    check(f"fed{name}", options, oracle, with_moments, nothing)
+
+
+def test_fedbn():
+    check("fedbn", {}, fedbn.fedbn, model, kept, stays=BATCH_NORM)
+
+
+@pytest.mark.parametrize(("policy", "stays"), [("local", BATCH_NORM), ("local-statistics", STATISTICS)])
+def test_batch_norm_policies(policy, stays):
+    """FedAvg with the policy local is FedBN's loop with FedAvg's weights, with local-statistics it is SiloBN."""
+    oracle = functools.partial(fedbn.fedbn, weighting="examples", kept=stays)
+    check("fedavg", {}, oracle, model, kept, stays=stays, training={"batch_norm": policy})
+
+
+@pytest.mark.parametrize(
+    ("layers", "weighting", "policy", "names"),
+    [
+        (1, "examples", "aggregate", network.HEAD),
+        (2, "uniform", "aggregate", BATCH_NORM + network.HEAD),
+        (1, "examples", "local-statistics", STATISTICS + network.HEAD),
+    ],
+)
+def test_fedper(layers, weighting, policy, names):
+    oracle = functools.partial(fedper.fedper, personal=names, weighting=weighting)
+    options = {"personal_layers": layers, "weighting": weighting}
+    check("fedper", options, oracle, model, kept, stays=names, training={"batch_norm": policy})
+
+
+def test_ditto():
+    settings = {"lam": 0.4, "weighting": "examples"}
+    check("ditto", settings, functools.partial(ditto.ditto, **settings), model, personal)

@@ -1,0 +1,252 @@
+"""The local update: orders, batches, keys, schedules, the optimiser, and the corrections of the gradient."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from reference.network import train_batch
+
+from fedjax_pfl import local, tree
+from fedjax_pfl.core import ClientData
+
+# -- the order of the rows ----------------------------------------------------------------------------------------------
+
+
+_permutation = jax.jit(lambda count, n_max: local.permutation(jax.random.key(5), count, n_max), static_argnums=1)
+
+
+def permutation(count, n_max):
+    return np.asarray(_permutation(jnp.int32(count), n_max))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 10])
+def test_permutation(count):
+    """Rows first, in any order; then the padding. How much padding there is changes nothing."""
+    order = permutation(count, 10)
+    assert sorted(order[:count]) == list(range(count))
+    assert sorted(order[count:]) == list(range(count, 10))
+    np.testing.assert_array_equal(permutation(count, 23)[:count], order[:count])
+
+
+def test_permutation_is_uniform():
+    """All orders of 3 rows out of 5 are as frequent: chi-square with 5 degrees of freedom, 20.5 at p = 0.001."""
+    n = 3000
+    orders = jax.vmap(lambda key: local.permutation(key, jnp.int32(3), 5))(jax.random.split(jax.random.key(0), n))
+    counts = [np.sum(np.all(np.asarray(orders)[:, :3] == order, 1)) for order in itertools.permutations(range(3))]
+    assert sum(counts) == n
+    assert sum((c - n / 6) ** 2 / (n / 6) for c in counts) < 20.5
+
+
+# -- which batches, with which keys -------------------------------------------------------------------------------------
+
+EPOCHS, BATCH = 3, 4
+
+
+@functools.cache
+def logging(drop_last, epochs):
+    """Jitted training, of (data, key), that changes nothing but its log: which rows, and which key, in which step."""
+
+    def loss(variables, batch, key):
+        log, t = variables["log"], variables["log"]["t"]
+        rows = log["rows"].at[t].set(jnp.where(batch.mask, batch.x[:, 0], -1))
+        bits = log["bits"].at[t].set(jax.random.bits(key, dtype=jnp.uint32))
+        return 2.0 + 0 * variables["params"]["w"], {"log": {"rows": rows, "bits": bits, "t": t + 1}}
+
+    training = toy.training(loss=loss, epochs=EPOCHS, batch_size=BATCH, drop_last=drop_last)
+    log = {"rows": jnp.zeros((20, BATCH), jnp.int32), "bits": jnp.zeros(20, jnp.uint32), "t": jnp.int32(0)}
+    variables = {"params": {"w": jnp.float64(1.0)}, "log": log}
+    tx = training.optimizer(jnp.float64(0.1))
+    return toy.jit(lambda data, key: local.train(training, tx, variables, data, key, epochs=epochs))
+
+
+def logged(count, drop_last=False, epochs=None):
+    """The steps of one client's training: their rows [steps, B] (-1: padding), their keys' bits [steps], and the metrics."""
+    rows = jnp.arange(11, dtype=jnp.int32)
+    data = ClientData(jnp.int32(0), jnp.int32(count), rows[:, None], rows, jnp.float32(0))
+    after, metrics = logging(drop_last, epochs)(data, jax.random.key(1))
+    steps = int(after["log"]["t"])
+    return np.asarray(after["log"]["rows"])[:steps], np.asarray(after["log"]["bits"])[:steps], jax.device_get(metrics)
+
+
+@pytest.mark.parametrize(
+    ("count", "drop_last"), [(11, False), (11, True), (8, False), (3, False), (3, True), (1, False)]
+)
+def test_batches(count, drop_last):
+    """Each epoch sees each row once (but those of a dropped batch), in the order and with the keys that are documented."""
+    seen, bits, metrics = logged(count, drop_last)
+    per_epoch = count // BATCH if drop_last else math.ceil(count / BATCH)
+    assert len(seen) == EPOCHS * per_epoch == metrics.steps
+    assert metrics.examples == EPOCHS * (per_epoch * BATCH if drop_last else count)
+    assert metrics.loss == 2 * metrics.examples
+    for e in range(EPOCHS):
+        key = jax.random.fold_in(jax.random.key(1), e)
+        order = local.permutation(jax.random.fold_in(key, 0), jnp.int32(count), count)
+        steps = slice(e * per_epoch, (e + 1) * per_epoch)
+        rows = seen[steps][seen[steps] >= 0]
+        np.testing.assert_array_equal(rows, order[: len(rows)])
+        assert len(rows) == metrics.examples // EPOCHS
+        step_key = jax.random.fold_in(key, 1)
+        assert bits[steps].tolist() == [
+            int(jax.random.bits(jax.random.fold_in(step_key, i), dtype=jnp.uint32)) for i in range(per_epoch)
+        ]
+    epochs = seen.reshape(EPOCHS, -1)
+    assert count < 8 or len({tuple(epoch) for epoch in epochs}) == EPOCHS, "a fresh order in each epoch"
+
+
+def test_number_of_epochs_may_be_given():
+    assert logged(11, epochs=1)[2].steps == 3
+    assert logged(11, epochs=0)[2].steps == 0
+
+
+def test_steps_per_epoch():
+    counts = jnp.array([0, 1, 4, 5, 8], jnp.int32)
+    assert toy.training().steps_per_epoch(counts).tolist() == [0, 1, 1, 2, 2]
+    assert toy.training(drop_last=True).steps_per_epoch(counts).tolist() == [0, 0, 1, 1, 2]
+
+
+def client(k):
+    return toy.row(toy.cohort([k], n_max=14).data, 0)
+
+
+def test_gradient():
+    """That of the mean over all of the client's rows, whatever the batch size."""
+    net, variables = toy.Net(batch_norm=False), toy.variables(batch_norm=False)
+    gradient = toy.jit(lambda data: local.gradient(toy.training(net), variables, data, jax.random.key(0)))
+    for k in (0, 1, 5):
+        _, expected, _ = train_batch(toy.flat(variables), *toy.rows()[k])
+        actual = toy.flat({"params": gradient(client(k))})
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(actual[name], value, rtol=1e-10, atol=1e-14)
+
+
+def test_gradient_of_a_client_without_rows_is_zero():
+    data = client(toy.PAD)
+    grads = local.gradient(toy.training(), toy.variables(), data, jax.random.key(0))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
+
+
+# -- the optimiser ------------------------------------------------------------------------------------------------------
+
+
+def descend(tx, params, grads):
+    """The parameters after each step along the given gradients."""
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("clip", [0.0, 2.0])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_pytorchs(momentum, nesterov, clip):
+    """Clipping, decay, momentum, in this order. PyTorch's clipping adds 1e-6 to the norm, hence the tolerance then."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = {"a": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
+    # some of the gradients are longer than 2, some are not
+    grads = [{name: s * rng.normal(size=value.shape) for name, value in start.items()} for s in (3, 0.1, 1, 5, 0.3)]
+    make = local.optimizer(lambda: local.sgd(momentum, nesterov), weight_decay=0.1, clip=clip)
+    ours = descend(
+        make(jnp.float64(0.2)), jax.tree.map(jnp.asarray, start), [jax.tree.map(jnp.asarray, g) for g in grads]
+    )
+
+    theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    sgd = torch.optim.SGD(theirs.values(), lr=0.2, momentum=momentum, nesterov=nesterov, weight_decay=0.1)
+    for params, g in zip(ours, grads, strict=True):
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(g[name])
+        if clip:
+            torch.nn.utils.clip_grad_norm_(theirs.values(), clip)
+        sgd.step()
+        for name, parameter in theirs.items():
+            np.testing.assert_allclose(params[name], parameter.detach().numpy(), rtol=1e-5 if clip else 1e-12)
+
+
+def test_optimizer_keeps_float32():
+    make = local.optimizer(lambda: local.sgd(0.9, True), weight_decay=0.1, clip=1.0)
+    params = {"a": jnp.ones(3, jnp.float32)}
+    for after in descend(make(jnp.float64(0.2)), params, [params, params]):
+        assert after["a"].dtype == jnp.float32
+        assert not after["a"].weak_type
+
+
+W = {"l1": {"kernel": jnp.array([1.0, 2.0])}, "l2": {"kernel": jnp.array([3.0, 4.0])}}
+G = {"l1": {"kernel": jnp.array([0.1, 0.2])}, "l2": {"kernel": jnp.array([0.3, 0.4])}}
+
+
+def updates_of(tx, grads=G, params=W):
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_correct():
+    corrected = updates_of(local.correct(W))
+    np.testing.assert_allclose(corrected["l1"]["kernel"], [1.1, 2.2])
+
+
+def test_proximal():
+    """The gradient of mu/2 ||w - anchor||^2 is added."""
+    anchor = tree.scale(0.25, W)
+    penalty = jax.grad(lambda w: 0.3 / 2 * tree.squared_norm(tree.sub(w, anchor)))(W)
+    jax.tree.map(np.testing.assert_allclose, updates_of(local.proximal(0.3, anchor)), tree.add(G, penalty))
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_freeze(active):
+    """Chained last, neither decay nor momentum moves what is frozen."""
+    make = local.optimizer(lambda: local.sgd(0.9), weight_decay=0.1)
+    tx = optax.chain(make(jnp.float64(0.1)), local.freeze(tree.top_level(("l1",)), jnp.asarray(active)))
+    free = list(descend(make(jnp.float64(0.1)), W, [G, G]))[-1]
+    after = list(descend(tx, W, [G, G]))[-1]
+    np.testing.assert_array_equal(after["l1"]["kernel"], (W if active else free)["l1"]["kernel"])
+    np.testing.assert_array_equal(after["l2"]["kernel"], free["l2"]["kernel"])
+    assert not np.any(free["l1"]["kernel"] == W["l1"]["kernel"])
+
+
+# -- the learning rate over the rounds ----------------------------------------------------------------------------------
+
+FORMULAS = {
+    "constant": lambda r: 0.4,
+    "step": lambda r: 0.4 * 0.3 ** (r // 3),
+    "exponential": lambda r: 0.4 * 0.3 ** (r / 3),
+    "cosine": lambda r: 0.05 + 0.35 * (1 + math.cos(math.pi * min(r, 10) / 10)) / 2,
+}
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("name", local.SCHEDULES)
+def test_schedules(name, warmup):
+    rate = jax.jit(local.schedule(name, 0.4, rounds=10, every=3, factor=0.3, final=0.05, warmup=warmup))
+    for r in range(13):
+        expected = FORMULAS[name](r) * (min(1, (r + 1) / warmup) if warmup else 1)
+        np.testing.assert_allclose(rate(jnp.int32(r)), expected, rtol=1e-12, err_msg=f"round {r}")
+
+
+# -- what stays with a client -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "alone"),
+    [
+        ("aggregate", None),
+        ("local", {"norm.scale", "norm.bias", "norm.mean", "norm.var"}),
+        ("local-statistics", {"norm.mean", "norm.var"}),
+    ],
+)
+def test_keep(policy, alone):
+    """By the batch-norm policy, and the parts that a method names besides."""
+    training, variables = toy.training(batch_norm=policy), toy.variables()
+
+    def kept(keep):
+        return None if keep is None else set(toy.flat(tree.split(variables, keep(variables))[0]))
+
+    assert kept(training.keep()) == alone
+    assert kept(training.keep(tree.top_level(("head",)))) == (alone or set()) | {"head.kernel", "head.bias"}

@@ -1,0 +1,257 @@
+"""Where one method is another one, or is something that can be said in a line (METHODS.md, section 12.7)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from reference.network import train_batch
+
+from fedjax_pfl import algorithms, tree
+from fedjax_pfl.algorithms.optimisation import fedopt
+from fedjax_pfl.core import Algorithm, Cohort, State
+
+ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
+
+FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
+WITHOUT_BN = toy.Net(batch_norm=False)
+TRAININGS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "no batch norm": {"net": WITHOUT_BN},
+    "batch norm local": {"batch_norm": "local"},
+    "statistics local": {"batch_norm": "local-statistics"},
+    "full step": {"net": WITHOUT_BN, **FULL},
+}
+
+
+@functools.cache
+def build(name: str, training: str = "usual", **options: Any) -> tuple[Algorithm, Any]:
+    """A method and its jitted round, made once for all tests that ask for the same."""
+    algorithm = algorithms.build(name, toy.training(**TRAININGS[training]), options)
+    return algorithm, toy.jit(algorithm.round)
+
+
+def initial(training: str) -> Any:
+    return toy.variables(batch_norm=TRAININGS[training].get("net") is not WITHOUT_BN)
+
+
+@functools.cache
+def play(name: str, training: str = "usual", **options: Any) -> list[State]:
+    """The states after each of ROUNDS, on the host."""
+    algorithm, round = build(name, training, **options)
+    state = algorithm.init(initial(training), toy.N)
+    return [jax.device_get(state) for state in toy.play(algorithm, state, ROUNDS, round)]
+
+
+def once(name: str, cohort: Cohort, n: int, variables: Any = None, round: int = 0, **options: Any) -> State:
+    """The state of n clients after one usual round from these variables."""
+    algorithm, jitted = build(name, **options)
+    state = algorithm.init(toy.variables() if variables is None else variables, n)
+    return jax.device_get(jitted(state._replace(round=jnp.int32(round)), cohort, jax.random.key(toy.KEY))[0])
+
+
+def servers(states: list[State]) -> list[Any]:
+    """The server's model after each round."""
+    return [state.server.variables for state in states]
+
+
+def close(a: Any, b: Any) -> None:
+    """Equal trees, to rounding."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-13)
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Equal trees, bit for bit."""
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# -- methods with a parameter at which they are another one -------------------------------------------------------------
+
+
+def test_fedprox_without_its_term_is_fedavg():
+    close(servers(play("fedprox", mu=0.0)), servers(play("fedavg")))
+
+
+def test_ditto_without_its_term_is_local_training():
+    close(play("ditto", lam=0.0)[-1].clients.v_k, play("local")[-1].clients.variables)
+
+
+def test_dittos_global_model_is_fedavg_whatever_lambda():
+    fedavg = servers(play("fedavg", weighting="uniform"))
+    close(servers(play("ditto", lam=0.0)), fedavg)
+    close(servers(play("ditto", lam=0.7)), fedavg)
+    assert not identical(play("ditto", lam=0.7)[-1].clients, play("ditto", lam=0.0)[-1].clients)
+
+
+def test_fedavgm_without_momentum_is_fedavg():
+    close(servers(play("fedavgm", server_lr=1.0, momentum=0.0)), servers(play("fedavg")))
+
+
+def test_fedopt_with_sgd_is_fedavg():
+    """optax's optimisers descend, so they are given -Delta."""
+    tx = optax.chain(optax.scale(-1.0), optax.sgd(1.0))
+    algorithm = fedopt.server_optimizer(toy.training(), tx, "examples")
+    states = toy.play(algorithm, algorithm.init(toy.variables(), toy.N), ROUNDS)
+    close(servers(list(states)), servers(play("fedavg")))
+
+
+# -- SCAFFOLD -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [1, 2])
+def test_scaffolds_first_round_is_uniform_fedavg(option):
+    first, second = play("scaffold", option=option)[:2]
+    fedavg = servers(play("fedavg", weighting="uniform"))
+    close(first.server.variables, fedavg[0])
+    assert not np.allclose(second.server.variables["params"]["head"]["kernel"], fedavg[1]["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("option", [1, 2])
+def test_scaffolds_control_is_the_mean_of_all_clients(option):
+    """Over all N of them, at any participation."""
+    for state in play("scaffold", option=option):
+        close(state.server.c, jax.tree.map(lambda c_i: c_i.mean(0), state.clients.c_i))
+        assert np.all(state.server.c["head"]["kernel"] != 0)
+
+
+def test_scaffolds_options_agree_on_one_full_step():
+    """Then option II's mean of the gradients along the path is option I's gradient at its start."""
+    close(play("scaffold", "full step", option=1), play("scaffold", "full step", option=2))
+
+
+# -- batch norm and heads -----------------------------------------------------------------------------------------------
+
+
+def test_fedbn_without_batch_norm_is_uniform_fedavg():
+    states = play("fedbn", "no batch norm")
+    close(servers(states), servers(play("fedavg", "no batch norm", weighting="uniform")))
+    for model in toy.models(build("fedbn", "no batch norm")[0], states[-1]):
+        close(model, states[-1].server.variables)
+
+
+def test_silobn_and_fedavg_have_the_same_parameters():
+    """Training uses the batch's statistics, so the running ones tell only in evaluation."""
+    for silobn, fedavg in zip(play("fedavg", "statistics local"), play("fedavg"), strict=True):
+        close(silobn.server.variables["params"], fedavg.server.variables["params"])
+        own = silobn.clients.part["batch_stats"]["norm"]["mean"]
+        assert not np.any(np.isclose(own[0], fedavg.server.variables["batch_stats"]["norm"]["mean"]))
+
+
+def test_fedbn_is_fedavg_with_the_policy_local():
+    close(play("fedbn"), play("fedavg", "batch norm local", weighting="uniform"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "finetune", "fedper", "ditto"],
+)
+def test_the_batch_norm_policy_reaches_every_method_that_shares_a_model(name):
+    for policy, collection in [("batch norm local", "params"), ("statistics local", "batch_stats")]:
+        algorithm = algorithms.build(name, toy.training(**TRAININGS[policy]))
+        part = algorithm.init(toy.variables(), toy.N).clients.part
+        assert "norm" in part[collection]
+        assert "norm" in part["batch_stats"]
+        assert algorithm.global_model is None
+
+
+def test_a_personal_head_does_not_come_from_the_server():
+    """Whatever the server's head is, nothing else changes."""
+    algorithm, round = build("fedper")
+    state = algorithm.init(toy.variables(), toy.N)
+    params = state.server.variables["params"]
+    other = {**state.server.variables, "params": {**params, "head": tree.scale(5, params["head"])}}
+    cohort = toy.cohort(ROUNDS[0][0])
+    one, _ = round(state, cohort, jax.random.key(toy.KEY))
+    two, _ = round(state._replace(server=state.server._replace(variables=other)), cohort, jax.random.key(toy.KEY))
+    assert identical(one.clients, two.clients)
+    assert identical(one.server.variables["params"]["body"], two.server.variables["params"]["body"])
+    assert identical(toy.models(algorithm, one), toy.models(algorithm, two))
+
+
+@pytest.mark.parametrize(("name", "stays"), [("fedper", "head"), ("fedbn", "norm")])
+def test_what_a_client_keeps_does_not_reach_the_server(name, stays):
+    """Its entries of the server's model stay what they were (METHODS.md, section 5.9)."""
+    first, last = toy.variables(), play(name)[-1]
+    for collection in set(first) & set(last.clients.part):
+        close(last.server.variables[collection][stays], first[collection][stays])
+        assert not identical(last.clients.part[collection][stays], tree.broadcast(first[collection][stays], toy.N))
+
+
+def test_scaffold_does_not_correct_or_send_what_a_client_keeps():
+    """Local batch norm follows the client's own gradient: its drift is no control variate, and stays at home."""
+    last = play("scaffold", "batch norm local")[-1]
+    for control in (last.server.c["norm"], last.clients.client.c_i["norm"]):
+        assert identical(control, tree.zeros_like(control))
+    assert np.all(last.server.c["body"]["kernel"] != 0)
+
+
+# -- fine-tuning --------------------------------------------------------------------------------------------------------
+
+
+def test_finetune_is_fedavg_and_then_local_training():
+    """From the model that FedAvg arrived at; who hasn't tuned yet uses that."""
+    states, fedavg = play("finetune", start=2), play("fedavg")
+    close(servers(states[:2]), servers(fedavg[:2]))
+    w = fedavg[1].server.variables
+    close(servers(states[2:]), [w, w])
+    algorithm, _ = build("finetune", start=2)
+    local_algorithm, local_round = build("local")
+    start = local_algorithm.init(w, toy.N)._replace(round=jnp.int32(2))
+    for state, local in zip(states[2:], toy.play(local_algorithm, start, ROUNDS[2:], local_round), strict=True):
+        close(toy.models(algorithm, state), toy.models(local_algorithm, local))
+
+
+def test_frozen_layers_do_not_move():
+    """Decay and momentum rest as well. Running statistics follow the client's data."""
+    states = play("finetune", start=2, tuned_layers=1)
+    start, clients = states[1].server.variables, states[2].clients.variables
+    for k in ROUNDS[2][0]:
+        for layer in ("body", "norm"):
+            assert identical(toy.row(clients["params"][layer], k), start["params"][layer])
+        assert not identical(clients["params"]["head"]["kernel"][k], start["params"]["head"]["kernel"])
+        assert not identical(clients["batch_stats"]["norm"]["mean"][k], start["batch_stats"]["norm"]["mean"])
+
+
+def test_clipping_leaves_out_frozen_layers():
+    """Their gradient is none of the optimiser's business: the head's step is as long as the clipped norm allows."""
+    training = toy.training(WITHOUT_BN, {**toy.PLAIN, "clip": 0.01}, epochs=1, batch_size=sum(toy.COUNTS))
+    algorithm = algorithms.build("finetune", training, {"start": 0, "tuned_layers": 1})
+    start = toy.variables(batch_norm=False)
+    state = next(toy.play(algorithm, algorithm.init(start, toy.N), ROUNDS))
+    step = tree.sub(toy.row(state.clients.variables, 0), start)
+    np.testing.assert_allclose(tree.squared_norm(step) ** 0.5, toy.rate(0) * 0.01, rtol=1e-6)
+
+
+# -- one client, one step, pooled rows ----------------------------------------------------------------------------------
+
+
+def test_one_client_alone():
+    """FedAvg with one client is centralised training is local training."""
+    cohort = toy.cohort([0])
+    fedavg = once("fedavg", cohort, 1).server.variables
+    close(once("centralised", cohort, 1).server.variables, fedavg)
+    close(toy.row(once("local", cohort, 1).clients.variables, 0), fedavg)
+
+
+def test_centralised_is_training_on_the_pooled_rows():
+    """As one client does that holds the rows of all, in the order of the clients' ids."""
+    ids = (4, 0, toy.PAD, 3, 2)
+    x, y = (np.concatenate([toy.rows()[k][i] for k in sorted(ids) if k < toy.N]) for i in (0, 1))
+    alone = once("local", toy.cohort([0], data=[(x, y)]), 1).clients.variables
+    close(once("centralised", toy.cohort(ids), toy.N).server.variables, toy.row(alone, 0))
+
+
+def test_one_full_step_is_one_step_on_the_weighted_loss():
+    """FedAvg whose clients make one step on all their rows is gradient descent on sum_k n_k / n F_k."""
+    w = toy.flat(initial("full step"))
+    for t, (state, (ids, _)) in enumerate(zip(play("fedavg", "full step"), ROUNDS, strict=True)):
+        x, y = (np.concatenate([toy.rows()[k][i] for k in ids if k < toy.N]) for i in (0, 1))
+        _, gradient, _ = train_batch(w, x, y)
+        w = {name: w[name] - toy.rate(t) * gradient[name] for name in w}
+        close(toy.flat(state.server.variables), w)

@@ -1,0 +1,352 @@
+"""Reports over made-up runs: their numbers, their refusals, their pictures."""
+
+import csv
+import json
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedjax_pfl import log, metrics, plots, report
+from fedjax_pfl.errors import UserError
+
+SCORES = {"ditto": (0.70, 0.74, 0.81), "fedavg": (0.60, 0.62, 0.61)}
+
+
+def made_up(folder: Path, name: str = "fedavg", seed: int = 0, score: float = 0.6, **summary) -> Path:
+    """A finished run: macro F1 `score` - 0.1 and `score` + 0.1 for clients A and B, the global model 0.05 below."""
+
+    def values(score: float) -> dict:
+        per_client = {
+            client: {"macro_f1": score + shift, "auc": auc, "loss": 1 - score}
+            for client, shift, auc in (("A", -0.1, 0.9), ("B", 0.1, np.nan))
+        }
+        return metrics.summarise(per_client, {"A": 10, "B": 30})
+
+    run = folder / f"{name}-{seed}"
+    with log.Log(run, tensorboard=False) as records:
+        for round in (1, 2, 3):
+            record = {"round": round, "train/loss": 1 / round}
+            for split in ("validation", "test"):
+                for model, less in (("personal", 0.0), ("global", 0.05)):
+                    keys = values(score - less + 0.01 * (round - 2)).items()
+                    record |= {f"{split}/{model}/{key}": value for key, value in keys}
+            records.append(record)
+        _, best, last = records.records()
+    whole = {
+        "name": name,
+        "method": name,
+        "model": "mlp",
+        "seed": seed,
+        "rounds": 3,
+        "data": "digits",
+        "fingerprint": f"split{seed}",
+        "clients": 2,
+        "main_metric": "validation/personal/macro_f1",
+        "seconds": 10.0 + seed,
+        "last": last,
+        "best": best,
+    }
+    log.write_json(run / "summary.json", whole | summary)
+    log.write_json(run / "config.json", {"seed": seed, "client": {"lr": 0.1}})
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    for name, scores in SCORES.items():
+        for seed, score in enumerate(scores):
+            made_up(tmp_path / "runs" / "deep", name, seed, score)
+    return tmp_path / "runs"
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    """The rows of the first table."""
+    lines = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|")]
+    header = [cell.strip() for cell in lines[0]]
+    return [dict(zip(header, (cell.strip() for cell in line), strict=True)) for line in lines[2:]]
+
+
+def test_table_over_seeds(runs, tmp_path):
+    text = report.run([str(runs)], output=tmp_path / "out")
+    rows = cells(text)
+    assert [(r["method"], r["model"]) for r in rows] == [
+        ("ditto", "personal"),
+        ("ditto", "global"),
+        ("fedavg", "personal"),
+        ("fedavg", "global"),
+    ]
+    assert {r["seeds"] for r in rows} == {"0, 1, 2 (n = 3)"}
+    mean, deviation = np.mean(SCORES["ditto"]), np.std(SCORES["ditto"], ddof=1)
+    assert rows[0]["macro_f1"] == f"**{mean:.3f} ± {deviation:.3f}**"
+    assert rows[1]["macro_f1"] == f"{mean - 0.05:.3f} ± {deviation:.3f}"
+    assert rows[0]["macro_f1, worst client"] == rows[0]["A"] == f"**{mean - 0.1:.3f} ± {deviation:.3f}**"
+    assert rows[0]["B"] == f"**{mean + 0.1:.3f} ± {deviation:.3f}**"
+    assert rows[0]["loss"] == f"**{1 - mean:.3f} ± {deviation:.3f}**"  # the lowest is best
+    assert {r["macro_f1, spread over clients"] for r in rows} == {"**0.100 ± 0.000**"}  # ties are all best
+    assert {r["seconds"] for r in rows} == {"**11.0 ± 1.0**"}
+    assert list(rows[0])[3:5] == ["macro_f1", "auc"]
+    assert "`auc` is undefined for 1 client, left out of the mean, in every row" in text
+    assert (tmp_path / "out" / "report.md").read_text() == text
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_last_round_and_chosen_metrics(runs, tmp_path):
+    text = report.run([str(runs)], output=tmp_path / "out", which="last", metrics=["loss"])
+    row = cells(text)[0]
+    assert row["loss"].startswith(f"**{1 - np.mean(SCORES['ditto']) - 0.01:.3f}")
+    assert "auc" not in row
+    assert "macro_f1" not in row
+    assert "macro_f1, worst client" in row
+    assert text.startswith("# Report: last round")
+
+
+def test_csv_holds_the_raw_numbers(runs, tmp_path):
+    report.run([str(runs)], output=tmp_path / "out")
+    table = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    assert [table[0][k] for k in ("split", "method", "model", "n", "seeds")] == [
+        "test",
+        "ditto",
+        "personal",
+        "3",
+        "0 1 2",
+    ]
+    np.testing.assert_allclose(float(table[0]["macro_f1"]), np.mean(SCORES["ditto"]))
+    np.testing.assert_allclose(float(table[0]["macro_f1 deviation"]), np.std(SCORES["ditto"], ddof=1))
+    assert table[0]["auc n"] == "3"
+    lines = list(csv.DictReader((tmp_path / "out" / "report_runs.csv").read_text().splitlines()))
+    found = [r["value"] for r in lines if r["name"] == "fedavg" and r["key"] == "test/personal/macro_f1"]
+    np.testing.assert_allclose([float(value) for value in found], SCORES["fedavg"])
+    assert {r["round"] for r in lines} == {"2"}
+    assert {r["key"].split("/")[0] for r in lines} == {"train", "validation", "test", "seconds"}
+
+
+def test_one_run_has_no_deviation_and_reports_into_its_own_folder(tmp_path):
+    run = made_up(tmp_path, score=0.5)
+    rows = cells(report.run([run]))
+    assert [(r["seeds"], r["loss"]) for r in rows] == [("0 (n = 1)", "**0.500**"), ("0 (n = 1)", "0.550")]
+    assert (run / "report.md").exists()
+    assert report.run([run]) == report.run([run, tmp_path])  # found twice, counted once
+
+
+def test_the_common_parent_is_the_default_folder(runs):
+    report.run([runs / "deep" / "ditto-0", runs / "deep" / "fedavg-0"])
+    assert (runs / "deep" / "report.csv").exists()
+
+
+def test_a_value_undefined_for_a_seed_is_said(tmp_path):
+    for seed in (0, 1):
+        made_up(tmp_path, seed=seed)
+    path = tmp_path / "fedavg-1" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["best"] |= {"test/personal/auc": None, "test/personal/auc/undefined": 2}
+    summary["best"] |= {"test/personal/loss": None}
+    log.write_json(path, summary)
+    text = report.run([tmp_path])
+    assert cells(text)[0]["auc"] == "**0.900** (1 of 2)"
+    assert "`auc` is undefined for 1 to 2 clients, left out of the mean, in every row" in text
+    path = tmp_path / "fedavg-0" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["best"]["test/personal/loss"] = None
+    log.write_json(path, summary)
+    assert cells(report.run([tmp_path]))[0]["loss"] == "undefined"
+
+
+def test_held_out_clients_have_a_table_of_their_own(tmp_path):
+    run = made_up(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"] |= {"held_out/personal/macro_f1": 0.25, "held_out/personal/macro_f1/client/C": 0.25}
+    log.write_json(run / "summary.json", summary)
+    text = report.run([run])
+    held_out = cells(text.split("## Held-out clients")[1])
+    assert [(r["model"], r["macro_f1"], r["C"]) for r in held_out] == [("personal", "0.250", "0.250")]
+
+
+def test_many_clients_get_no_columns(tmp_path):
+    run = made_up(tmp_path, clients=11)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"] |= {f"test/personal/macro_f1/client/{i}": 0.5 for i in range(9)}
+    log.write_json(run / "summary.json", summary)
+    text = report.run([run])
+    assert "A" not in cells(text)[0]
+    assert "11 clients: each one's values are in report_runs.csv" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"data": "mnist"}, "data (digits, mnist)"),
+        ({"clients": 3}, "clients (2, 3)"),
+        ({"fingerprint": "other"}, "fingerprint (split0, other)"),
+    ],
+)
+def test_other_data_or_splits_are_refused_unless_told(tmp_path, change, field):
+    a, b = made_up(tmp_path, "fedavg"), made_up(tmp_path, "ditto", **change)
+    with pytest.raises(UserError) as error:
+        report.run([a, b])
+    assert str(error.value) == f"--runs: {a} and {b} differ in {field}; --mix compares them nevertheless"
+    text = report.run([a, b], mix=True)
+    assert len(cells(text)) == 4
+    assert f"Mixed: the runs differ in {field}" in text
+
+
+def test_a_method_may_have_fewer_seeds_but_no_split_of_its_own(runs, tmp_path):
+    made_up(runs, "local", 1)
+    assert cells(report.run([runs], output=tmp_path))[-1]["seeds"] == "1 (n = 1)"
+    made_up(runs, "local", 7)
+    with pytest.raises(UserError, match=r"deep/ditto-0 and .*local-7 differ in fingerprint \(split0, split7\)"):
+        report.run([runs])
+
+
+def test_two_runs_with_one_name_and_seed_are_refused(tmp_path):
+    a, b = made_up(tmp_path / "a"), made_up(tmp_path / "b")
+    with pytest.raises(UserError) as error:
+        report.run([tmp_path], mix=True)
+    assert str(error.value) == f"--runs: {a} and {b} both have the name 'fedavg' and the seed 0"
+
+
+@pytest.mark.parametrize("change", [{"method": "ditto"}, {"model": "cnn"}, {"rounds": 4}, {"data": "mnist"}])
+def test_one_name_for_two_things_is_refused_even_when_mixed(tmp_path, change):
+    a, b = made_up(tmp_path, seed=0), made_up(tmp_path, seed=1, **change)
+    (field,) = change
+    with pytest.raises(UserError) as error:
+        report.run([a, b], mix=True)
+    assert str(error.value).startswith(f"--runs: {a} and {b} differ in {field} (")
+    assert str(error.value).endswith("yet both have the name 'fedavg': give each its own config.name")
+
+
+def test_one_name_with_two_configs_is_refused_unless_told(tmp_path):
+    a, b = made_up(tmp_path, seed=0), made_up(tmp_path, seed=1)
+    log.write_json(b / "config.json", {"seed": 1, "client": {"lr": 0.2}})
+    with pytest.raises(UserError) as error:
+        report.run([a, b])
+    assert str(error.value) == (
+        f"--runs: {a} and {b} differ in config.client.lr: 0.1 -> 0.2, yet both have the name 'fedavg': "
+        "give each its own config.name"
+    )
+    report.run([a, b], mix=True)
+    (b / "config.json").unlink()
+    report.run([a, b])
+
+
+def test_unfinished_runs_are_named(runs):
+    for name in ("ditto-1", "fedavg-2"):
+        (runs / "deep" / name / "summary.json").unlink()
+    with pytest.raises(UserError) as error:
+        report.run([runs])
+    assert str(error.value) == (
+        "--runs: unfinished (no summary.json), resume or leave out: "
+        f"{runs / 'deep' / 'ditto-1'}, {runs / 'deep' / 'fedavg-2'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{torn", "not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+        ("[1]", "expected a JSON object, found list"),
+        ("{}", "no field 'name'"),
+        (None, "field 'best' is not an object with an integer 'round'"),
+    ],
+)
+def test_a_damaged_summary_is_named(tmp_path, content, message):
+    run = made_up(tmp_path, best={"test/personal/auc": 1})
+    if content is not None:
+        (run / "summary.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        report.run([run])
+    assert str(error.value) == f"{run / 'summary.json'}: {message}"
+
+
+def test_a_run_without_validation_data_has_a_last_round_only(tmp_path):
+    run = made_up(tmp_path, best=None)
+    with pytest.raises(UserError) as error:
+        report.run([run])
+    assert str(error.value) == (
+        f"{run}: the run has no best round (no validation data); --which=last reports the last one"
+    )
+    (run / "metrics.jsonl").write_text('{"round": 3, "test/personal/macro_f1": 0.5}\n')
+    assert "curves.png" not in report.run([run], which="last")
+
+
+def test_wrong_folders_and_words(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    run = made_up(tmp_path / "untested", best={"round": 1, "validation/personal/macro_f1": 0.5})
+    for call, message in [
+        (lambda: report.run([]), "--runs: no folder given, expected --runs=DIR,DIR,..."),
+        (lambda: report.run(["nowhere"]), "--runs: no folder 'nowhere'"),
+        (
+            lambda: report.run([tmp_path / "empty"]),
+            f"--runs: no run in '{tmp_path / 'empty'}' (the folder of a run holds summary.json)",
+        ),
+        (lambda: report.run([run]), f"--runs: no run in {run.parent} was evaluated on a test split"),
+        (
+            lambda: report.run([runs], metrics=["macro_f2"]),
+            "metrics: unknown name 'macro_f2' (did you mean 'macro_f1'?)",
+        ),
+        (lambda: report.run([runs], which="first"), "which: unknown name 'first' (one of: best, last)"),
+        (
+            lambda: report.run([runs], output=tmp_path / "file"),
+            f"the report can't be written into {tmp_path / 'file'}: File exists",
+        ),
+    ]:
+        with pytest.raises(UserError) as error:
+            call()
+        assert str(error.value) == message
+
+
+def test_a_name_with_a_bar_does_not_break_the_table(tmp_path):
+    assert r"| a\|b " in report.run([made_up(tmp_path, "a|b")])
+
+
+def records(rounds: int, clients: int) -> list[dict]:
+    found = []
+    for round in range(1, rounds + 1):
+        record: dict = {"round": round, "train/loss": 1 / round}
+        for split in ("validation", "test"):
+            for model in ("personal", "global"):
+                values = {f"client {i}": {"macro_f1": 0.5 if i else np.nan, "loss": 1.0} for i in range(clients)}
+                summary = metrics.summarise(values, dict.fromkeys(values, 5))
+                record |= {f"{split}/{model}/{key}": value for key, value in summary.items()}
+        found.append(record)
+    return found
+
+
+@pytest.mark.parametrize(("rounds", "clients"), [(1, 1), (20, 9), (2, 25)])
+def test_training_is_drawn_for_few_and_many_clients(tmp_path, rounds, clients):
+    path = tmp_path / "plots" / "training.png"
+    assert plots.training(records(rounds, clients), path, "validation/personal/macro_f1")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_is_drawn_of_what_there_is(tmp_path):
+    for some in ([], [{"round": 1, "train/loss": 0.5}], [{"round": 1, "validation/global/dice": None}]):
+        path = tmp_path / f"{len(str(some))}.png"
+        assert plots.training(some, path)
+        assert path.exists()
+
+
+def test_curves_average_the_rounds_that_all_seeds_evaluated(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_line", lambda axes, points, **style: drawn.append((*points, style["label"])))
+    plots.compare(
+        {"a": [([1, 2, 4], [0.1, 0.2, 0.4]), ([2, 4], [0.4, 0.8])], "b": [([1], [0.5])], "c": []},
+        tmp_path / "x.png",
+        "auc",
+    )
+    (rounds, mean, label), (_, _, other) = drawn
+    assert rounds == [2, 4]
+    np.testing.assert_allclose(mean, [0.3, 0.6])
+    assert (label, other) == ("a (2 seeds)", "b")
+
+
+def test_without_matplotlib_one_line_says_so_and_the_tables_are_written(runs, tmp_path, monkeypatch, capsys):
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    text = report.run([runs], output=tmp_path / "out")
+    assert capsys.readouterr().err == "plots not drawn: matplotlib is missing (pip install matplotlib)\n"
+    assert "curves.png" not in text
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.md", "report_runs.csv"]
+    assert not plots.training([], tmp_path / "x.png")
