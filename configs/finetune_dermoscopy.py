@@ -12,5 +12,5 @@ from configs import dermoscopy
 
 def get_config() -> ConfigDict:
     config = dermoscopy.get_config("finetune")
-    config.finetune.start = 8
+    config.finetune.start = 7
     return config
