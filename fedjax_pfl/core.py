@@ -194,9 +194,12 @@ def _keep_local(exchange: Exchange, keep: Callable[[Variables], tree.Where]) -> 
     """The same exchange, with the named part of the model coming from and going back to the client."""
 
     def local_update(download, kept: Kept, data, round, key):
+        received, _ = tree.split(download.variables, keep(download.variables))
         download = download._replace(variables=tree.merge(download.variables, kept.part))
         upload, client, metrics = exchange.local_update(download, kept.client, data, round, key)
         part, _ = tree.split(upload.variables, keep(upload.variables))
+        # What is kept doesn't travel: in its place goes back what came.
+        upload = upload._replace(variables=tree.merge(upload.variables, received))
         return upload, Kept(client, part), metrics
 
     return exchange._replace(local_update=local_update)

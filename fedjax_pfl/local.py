@@ -113,7 +113,7 @@ def train(
     dtype = jax.eval_shape(value, params, rest, rows(data, *_first(batch_size)), key)[0].dtype
     metrics = Metrics(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     carry = (params, rest, tx.init(params), metrics)
-    params, rest, _, metrics = jax.lax.fori_loop(0, epochs or training.epochs, epoch, carry)
+    params, rest, _, metrics = jax.lax.fori_loop(0, training.epochs if epochs is None else epochs, epoch, carry)
     return {"params": params, **rest}, metrics
 
 

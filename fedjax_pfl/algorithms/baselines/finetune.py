@@ -42,7 +42,9 @@ def finetune(
         tuning = round >= start
         variables = tree.where(client.tuned, client.variables, download.variables)
         lr = training.lr(round) * jnp.where(tuning, lr_factor, 1.0)
-        tx = optax.chain(training.optimizer(lr), local.freeze(lambda path: not tuned(path), tuning))
+        # before, so that clipping sees the tuned layers alone; after, so that decay moves nothing else
+        freeze = local.freeze(lambda path: not tuned(path), tuning)
+        tx = optax.chain(freeze, training.optimizer(lr), freeze)
         variables, metrics = local.train(training, tx, variables, data, key)
         return Model(variables), Client(variables, tuning), metrics
 

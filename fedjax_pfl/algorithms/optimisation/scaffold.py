@@ -43,6 +43,8 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
         weighting: of the model updates: 'uniform' (the paper's) or 'examples'.
     """
 
+    keep = training.keep()
+
     def local_update(download, client, data, round, key):
         (x, c), c_i = download, client.c_i
         lr = training.lr(round)
@@ -58,17 +60,21 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
             c_i_plus = tree.add(tree.sub(c_i, c), drift)
         # A client too small for a single step has learnt nothing about its gradient: it keeps its control variate.
         c_i_plus = tree.where(metrics.steps > 0, c_i_plus, c_i)
+        if keep is not None:  # what stays with the client follows its own gradient: its control variates stay 0
+            own, _ = tree.split({"params": c_i_plus}, keep(x))
+            c_i_plus = tree.merge({"params": c_i_plus}, tree.zeros_like(own))["params"]
         return Upload(y_i, tree.sub(c_i_plus, c_i)), Client(c_i_plus), metrics
 
     def server_update(server, uploads, cohort, round):
         # Lines 16-17: x <- x + eta_g mean(Delta y_i),  c <- c + |S|/N mean(Delta c_i)
         y = aggregate.mean(uploads.variables, cohort, weighting)
         x, delta_y = server.variables["params"], tree.sub(y["params"], server.variables["params"])
+        share = jnp.result_type(float)
         arrived = aggregate.weights(cohort, "uniform")
         delta_c = aggregate.mean(uploads.delta_c, cohort, "uniform")
         return Server(
             {**y, "params": tree.add(x, tree.scale(server_lr, delta_y))},
-            tree.add(server.c, tree.scale(jnp.sum(arrived) / server.n, delta_c)),
+            tree.add(server.c, tree.scale(jnp.sum(arrived).astype(share) / server.n.astype(share), delta_c)),
             server.n,
         )
 
@@ -78,6 +84,6 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
         init_client=lambda variables: Client(tree.zeros_like(variables["params"])),
         client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
-        keep=training.keep(),
+        keep=keep,
         how=training.how,
     )
