@@ -40,7 +40,10 @@ def test_help_with_a_config_lists_its_options():
         (["--config=configs/quickstart.py", "--config.ditto.lambda=1"], "--config.ditto.lambda: no such option"),
         (["--config=configs/quickstart.py", "--config.client.lr=fast"], "--config.client.lr=fast"),
         (["--config=configs/quickstart.py", "--config.rounds=2.5"], "--config.rounds=2.5"),
-        (["--config=configs/quickstrat.py"], "no such file: configs/quickstrat.py (did you mean 'configs/quickstart.py'?)"),
+        (
+            ["--config=configs/quickstrat.py"],
+            "no such file: configs/quickstrat.py (did you mean 'configs/quickstart.py'?)",
+        ),
         (["--config=README.md"], "README.md"),
         (["--confg=configs/quickstart.py"], "--confg: no such flag (did you mean 'config'?)"),
         (["--config.rounds=3"], "--config.rounds: a config option, but no --config=FILE is given"),
@@ -52,7 +55,10 @@ def test_help_with_a_config_lists_its_options():
         (["--mode=eval"], "--workdir: missing"),
         (["--mode=eval", "--workdir=tests"], "tests holds no run"),
         (["--config=configs/quickstart.py", "--workdir=/proc/nowhere"], "--workdir: can't write to /proc/nowhere"),
-        (["--config=configs/quickstart.py", "--mode=partition", "--config.data.source=digit"], "did you mean 'digits'?"),
+        (
+            ["--config=configs/quickstart.py", "--mode=partition", "--config.data.source=digit"],
+            "did you mean 'digits'?",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -102,7 +108,17 @@ def test_an_npz_run_needs_none_of_the_optional_packages(tmp_path):
     y = rng.integers(0, 2, 90)
     x = (rng.normal(size=(90, 5)) + y[:, None]).astype(np.float32)
     np.savez(tmp_path / "mine.npz", x=x, y=y, client=np.repeat(["north", "south", "west"], 30))
-    blocked = ("transformers", "tensorflow_datasets", "tensorflow", "h5py", "matplotlib", "torch", "sklearn", "PIL", "rich")
+    blocked = (
+        "transformers",
+        "tensorflow_datasets",
+        "tensorflow",
+        "h5py",
+        "matplotlib",
+        "torch",
+        "sklearn",
+        "PIL",
+        "rich",
+    )
     code = (
         "import sys\n"
         f"for name in {blocked}: sys.modules[name] = None\n"

@@ -69,7 +69,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(method, tmp_path):
 
 
 def test_a_run_learns_and_writes_what_it_should(tmp_path):
-    config = small("ditto", **{"eval.held_out": 1, "eval.tuned": "always", "rounds": 6, "plots": True, "tensorboard": True})
+    config = small(
+        "ditto", **{"eval.held_out": 1, "eval.tuned": "always", "rounds": 6, "plots": True, "tensorboard": True}
+    )
     config.unlock()
     config.cohort.size = 0
     summary = train.run(config.lock(), tmp_path, quiet=True)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_pfl.registry import lookup
+
 # A padding as a user writes it: 'SAME', 'VALID', one number for all four sides, or ((top, bottom), (left, right)).
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
@@ -45,9 +47,7 @@ def _patches(x: jax.Array, window: tuple[int, int], strides: tuple[int, int]) ->
     """The kh * kw shifted and strided slices [B, H', W', I] of x [B, H, W, I], in the order of the kernel's taps."""
     (kh, kw), (sh, sw), (h, w) = window, strides, x.shape[1:3]
     rows, columns = (h - kh) // sh, (w - kw) // sw
-    return [
-        x[:, i : i + rows * sh + 1 : sh, j : j + columns * sw + 1 : sw, :] for i in range(kh) for j in range(kw)
-    ]
+    return [x[:, i : i + rows * sh + 1 : sh, j : j + columns * sw + 1 : sw, :] for i in range(kh) for j in range(kw)]
 
 
 def conv_gemm(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
@@ -115,12 +115,13 @@ class Conv(nn.Module):
         return y
 
 
+_IMPLEMENTATIONS = {"gemm": conv_gemm, "xla": conv_xla}
+
+
 def _implementation(impl: str) -> Callable[..., jax.Array]:
     if impl == "auto":
         impl = "gemm" if jax.default_backend() == "cpu" else "xla"
-    if impl not in ("gemm", "xla"):
-        raise ValueError(f"Conv: impl is '{impl}', expected 'auto', 'gemm' or 'xla'")
-    return conv_gemm if impl == "gemm" else conv_xla
+    return lookup(_IMPLEMENTATIONS, impl, "Conv.impl")
 
 
 def max_pool(

@@ -1,0 +1,221 @@
+"""How fast a round is: `launch.py --mode=benchmark`. Ratios within one process, so that the machine cancels out.
+
+1. One FedAvg round of pfl-research's CIFAR-10 benchmark (50 clients x 50 random 32x32x3 images, one epoch of batch 10, conv
+   3x3x32 - conv 3x3x64 - pool 2 - dense 128 - dense 10 with dropout, lr 0.1) against the same loop over clients in PyTorch.
+2. Time per round against the number of clients: linear.
+3. How clients run: one after the other, together, or in chunks.
+4. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_pfl import algorithms, cohort, local, log, models, problem
+from fedjax_pfl.core import How
+from fedjax_pfl.local import Training
+
+CLIENTS, EXAMPLES, BATCH, LR = 50, 50, 10, 0.1
+
+
+def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
+    """Measure and print everything; with a `workdir` also write `benchmark.json` there.
+
+    Args:
+        config: not used; a benchmark is a fixed setting.
+    """
+    print(f"{log.device()}; {', '.join(f'{k} {v}' for k, v in log.versions().items())}\n")
+    found: dict[str, Any] = {"device": log.device(), "versions": log.versions()}
+    for name, measure in (
+        ("round against PyTorch", against_torch),
+        ("seconds per round by number of clients", by_clients),
+        ("seconds per round by how clients run", by_how),
+        ("peak memory (MiB) by population", by_population),
+    ):
+        print(name, flush=True)
+        found[name] = measure()
+        for key, value in found[name].items():
+            print(f"  {key:<44} {value if isinstance(value, str) else f'{value:.3f}'}", flush=True)
+    if workdir is not None:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        log.write_json(Path(workdir) / "benchmark.json", found)
+    return found
+
+
+def against_torch(repeats: int = 7, clients: int = CLIENTS) -> dict[str, Any]:
+    """The round of pfl-research's CIFAR-10 benchmark, ours and PyTorch's in turn."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (clients * EXAMPLES, 32, 32, 3), dtype=np.uint8)
+    y = rng.integers(0, 10, clients * EXAMPLES).astype(np.int32)
+    ours, compile_seconds = one_round(x, y, clients, "cnn_pfl", {}, BATCH, "auto")
+    found: dict[str, Any] = {"compile seconds": compile_seconds}
+    if util.find_spec("torch") is None:
+        found["PyTorch"] = "not installed (pip install 'fedjax_pfl[parity]'), so no ratio"
+        found["seconds per round"] = statistics.median(_times({"ours": ours}, repeats)["ours"])
+        return found
+    times = _times({"ours": ours, "PyTorch": torch_round(x, y, clients)}, repeats)
+    ratios = [a / b for a, b in zip(times["ours"], times["PyTorch"], strict=True)]
+    found["seconds per round"] = statistics.median(times["ours"])
+    found["seconds per round, PyTorch"] = statistics.median(times["PyTorch"])
+    found["examples per second"] = clients * EXAMPLES / found["seconds per round"]
+    found["ratio ours / PyTorch"] = statistics.median(ratios)
+    found["ratio, least"], found["ratio, most"] = min(ratios), max(ratios)
+    return found
+
+
+def by_clients(numbers: tuple[int, ...] = (10, 100, 1000)) -> dict[str, float]:
+    """Rounds in which all of so many clients with 20 examples of 64 features each train a small MLP."""
+    found: dict[str, float] = {}
+    for clients in numbers:
+        ours, _ = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, "auto")
+        found[f"{clients} clients"] = statistics.median(_times({"ours": ours}, 5)["ours"])
+    return found
+
+
+def by_how(clients: int = 100, hows: tuple[How, ...] = ("map", "vmap", "10")) -> dict[str, float]:
+    """The same MLP, its clients one after the other, all together, ten at a time."""
+    rounds = {}
+    for how in hows:
+        rounds[str(how)], _ = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, how)
+    return {f"client.map={how}": statistics.median(times) for how, times in _times(rounds, 5).items()}
+
+
+def by_population(populations: tuple[int, ...] = (100, 10_000, 100_000), size: int = 50) -> dict[str, float]:
+    """Peak memory of a process that runs three FedAvg rounds of `size` clients drawn from a population."""
+    found = {}
+    for population in populations:
+        command = [sys.executable, "-m", "fedjax_pfl.benchmark", str(population), str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[f"{population} clients, {size} a round"] = json.loads(done.stdout)["peak_mib"]
+    return found
+
+
+def one_round(
+    x: np.ndarray, y: np.ndarray, clients: int, model: str, options: Mapping[str, Any], batch_size: int, how: How
+) -> tuple[Callable[[], None], float]:
+    """A FedAvg round of all clients, compiled, as a function of nothing; and the seconds of compilation."""
+    setup, training = _training(x, model, options, batch_size, how)
+    algorithm = algorithms.build("fedavg", training)
+    rows = cohort.Rows(cohort.Pool(x, y), np.array_split(np.arange(len(x)), clients))
+    some = cohort.assemble(rows, np.arange(clients, dtype=np.int32), multiple=cohort.chunk(how))
+    key = jax.random.key(0)
+    state = algorithm.init(setup.init(key), clients)
+    began = time.perf_counter()
+    compiled = jax.jit(algorithm.round, donate_argnums=0).lower(state, some, key).compile()
+    compile_seconds = time.perf_counter() - began
+    box = [state]
+
+    def play() -> None:
+        box[0], report = compiled(box[0], some, key)
+        jax.block_until_ready((box[0], report))
+
+    return play, compile_seconds
+
+
+def torch_round(x: np.ndarray, y: np.ndarray, clients: int) -> Callable[[], None]:
+    """The same round in PyTorch: clients one after the other, then the mean of their models."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(12544, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
+    images = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).contiguous().reshape(clients, -1, 3, 32, 32)
+    labels = torch.from_numpy(y).long().reshape(clients, -1)
+
+    def play() -> None:
+        server = [p.detach().clone() for p in net.parameters()]
+        mean = [torch.zeros_like(p) for p in server]
+        for k in range(clients):
+            with torch.no_grad():
+                for p, w in zip(net.parameters(), server, strict=True):
+                    p.copy_(w)
+            optimizer = torch.optim.SGD(net.parameters(), LR)
+            order = torch.randperm(labels.shape[1])
+            for start in range(0, labels.shape[1], BATCH):
+                some = order[start : start + BATCH]
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(images[k, some]), labels[k, some]).backward()
+                optimizer.step()
+            with torch.no_grad():
+                for m, p in zip(mean, net.parameters(), strict=True):
+                    m.add_(p, alpha=1 / clients)
+        with torch.no_grad():
+            for p, m in zip(net.parameters(), mean, strict=True):
+                p.copy_(m)
+
+    return play
+
+
+def _training(
+    x: np.ndarray, model: str, options: Mapping[str, Any], batch_size: int, how: How
+) -> tuple[problem.Problem, Training]:
+    setup = problem.build(models.build(model, 10, **options), x[0], "single")
+    training = Training(
+        loss=setup.loss,
+        layers=setup.model.layers,
+        lr=local.schedule("constant", LR, rounds=1),
+        optimizer=local.optimizer(local.sgd),
+        batch_size=batch_size,
+        how=how,
+    )
+    return setup, training
+
+
+def _features(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 64)).astype(np.float32), rng.integers(0, 10, n).astype(np.int32)
+
+
+def _times(rounds: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each round, in turn, after one that doesn't count."""
+    times: dict[str, list[float]] = {name: [] for name in rounds}
+    for repeat in range(repeats + 1):
+        for name, play in rounds.items():
+            began = time.perf_counter()
+            play()
+            if repeat:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def _population(population: int, size: int) -> float:
+    """MiB at the peak of this process after three rounds of `size` out of `population` clients."""
+    x, y = _features(2000)
+    setup, training = _training(x, "mlp", {"hidden": (256,)}, BATCH, "auto")
+    algorithm = algorithms.build("fedavg", training)
+    rng = np.random.default_rng(0)
+    rows = cohort.Rows(cohort.Pool(x, y), rng.integers(0, len(x), (population, 20)))
+    sampler = cohort.Sampler(rows.counts, sampling="uniform", size=size)
+    state = algorithm.init(setup.init(jax.random.key(0)), population)
+    one = jax.jit(algorithm.round, donate_argnums=0)
+    for r in range(3):
+        state, _ = one(state, cohort.assemble(rows, *sampler(r)), jax.random.key(0))
+    jax.block_until_ready(state)
+    # not getrusage: after a fork its maximum starts at the parent's
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps({"peak_mib": _population(int(sys.argv[1]), int(sys.argv[2]))}))

@@ -1,0 +1,58 @@
+"""The benchmark runs, at a size at which its figures mean nothing, and writes what it prints."""
+
+import importlib.util
+import json
+
+import pytest
+
+from fedjax_pfl import benchmark
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four parts in their smallest form."""
+    monkeypatch.setattr(benchmark, "against_torch", lambda: {"ratio ours / PyTorch": 0.5})
+    monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
+    monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
+    monkeypatch.setattr(benchmark, "by_population", lambda: {"100 clients, 50 a round": 300.0})
+
+
+def test_prints_and_writes_what_it_returns(monkeypatch, tmp_path, capsys):
+    small(monkeypatch)
+    found = benchmark.run(workdir=str(tmp_path / "new"))
+    printed = capsys.readouterr().out
+    assert "ratio ours / PyTorch" in printed
+    assert "0.500" in printed
+    assert "300.000" in printed
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(json.dumps(found))
+
+
+def test_without_torch_it_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    monkeypatch.setattr(benchmark, "one_round", lambda *args: (lambda: None, 1.5))
+    found = benchmark.against_torch(repeats=1, clients=1)
+    assert "not installed" in found["PyTorch"]
+    assert found["compile seconds"] == 1.5
+    assert not any(key.startswith("ratio") for key in found)
+
+
+def test_a_round_changes_the_model_and_compiles_once():
+    x, y = benchmark._features(3 * 20)
+    play, compile_seconds = benchmark.one_round(x, y, 3, "mlp", {"hidden": (4,)}, 10, "map")
+    assert compile_seconds > 0
+    play()
+    play()  # the state was donated: the second round needs the first one's
+
+
+def test_times_leave_the_first_out():
+    calls: list[str] = []
+    times = benchmark._times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert [len(t) for t in times.values()] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_ratio_to_torch():
+    pytest.importorskip("torch")
+    found = benchmark.against_torch(repeats=2, clients=1)
+    assert 0 < found["ratio, least"] <= found["ratio ours / PyTorch"] <= found["ratio, most"]
