@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     )
 
     config.split = dict(
-        partition="natural",  # natural | homogeneous | label_quantity | dirichlet | noise | fcube | real | quantity | shards | hsu
+        # natural | homogeneous | label_quantity | dirichlet | noise | fcube | real | quantity | shards | hsu
+        partition="natural",
         natural=dict(
             min_examples=1,  # natural clients with fewer rows are left out
         ),

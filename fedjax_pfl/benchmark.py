@@ -205,7 +205,7 @@ def _population(population: int, size: int) -> float:
     setup, training = _training(x, "mlp", {"hidden": (256,)}, BATCH, "auto")
     algorithm = algorithms.build("fedavg", training)
     rng = np.random.default_rng(0)
-    rows = cohort.Rows(cohort.Pool(x, y), rng.integers(0, len(x), (population, 20)))
+    rows = cohort.Rows(cohort.Pool(x, y), list(rng.integers(0, len(x), (population, 20))))
     sampler = cohort.Sampler(rows.counts, sampling="uniform", size=size)
     state = algorithm.init(setup.init(jax.random.key(0)), population)
     one = jax.jit(algorithm.round, donate_argnums=0)

@@ -32,7 +32,7 @@ def _pad_pairs(padding: Padding, size: Sequence[int], window: Sequence[int], str
         rows = columns = (padding, padding)
     else:
         rows, columns = ((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
-    return tuple(rows), tuple(columns)
+    return (rows[0], rows[1]), (columns[0], columns[1])
 
 
 def conv_xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
