@@ -117,7 +117,6 @@ def test_an_npz_run_needs_none_of_the_optional_packages(tmp_path):
         "torch",
         "sklearn",
         "PIL",
-        "rich",
     )
     code = (
         "import sys\n"
