@@ -48,7 +48,7 @@ def evaluate(config: Any, workdir: str | None, which: str) -> int:
     _cache_compilations()
     found = training.evaluate_run(own, workdir, which)
     log.write_json(Path(workdir) / f"eval_{which}.json", found)
-    print(table({which: found, "name": own.name or own.method, "best": None}, which))
+    print(table({"name": own.name or own.method, "main_metric": own.eval.metric, which: found}, which))
     print(f"\nwritten to {workdir}/eval_{which}.json")
     return 0
 
@@ -94,7 +94,8 @@ def table(summary: dict[str, Any], which: str | None = None) -> str:
         for name in dict.fromkeys(name for task in metrics.NAMES.values() for name in task)
         if any(f"{'/'.join(kind)}/{name}" in values for kind in kinds)
     ]
-    main = next(name for name in names if name in metrics.MAIN.values())
+    main = next((n for n in names if n == summary["main_metric"].split("/")[-1]), None)
+    main = main or next(name for name in names if name in metrics.MAIN.values())
     rows = [["", *names, f"worst {main}"]]
     clients: list[list[str]] = []
     for kind in kinds:
