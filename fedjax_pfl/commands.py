@@ -38,7 +38,7 @@ def evaluate(config: Any, workdir: str | None, which: str) -> int:
         raise UserError("--workdir: missing, --mode=eval needs the folder of a run")
     path = Path(workdir) / "config.json"
     try:
-        own = ConfigDict(json.loads(path.read_text()))
+        own: Any = ConfigDict(json.loads(path.read_text()))
     except OSError:
         raise UserError(f"--workdir: {workdir} holds no run (no config.json)") from None
     except json.JSONDecodeError as error:
