@@ -10,8 +10,6 @@ from jaxtyping import Array, Float
 from fedjax_pfl import tree
 from fedjax_pfl.core import Cohort
 
-WEIGHTINGS = ("examples", "uniform")
-
 
 def weights(cohort: Cohort, weighting: str) -> Float[Array, " K"]:
     """n_k ('examples'), or 1 for each client whose upload arrived ('uniform'); 0 for lost uploads and padding."""

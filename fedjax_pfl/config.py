@@ -10,7 +10,7 @@ import optax
 from fedjax_pfl import algorithms, local, losses, models, problem, registry
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
-from fedjax_pfl.errors import UserError, nearest
+from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training
 from fedjax_pfl.problem import Problem
 
@@ -159,9 +159,3 @@ def build_training(config: Any, problem: Problem) -> Training:
 def build_algorithm(config: Any, training: Training) -> Algorithm:
     """The method that a config names, with its section's options."""
     return algorithms.build(config.method, training, config[config.method])
-
-
-def unknown_field(flag: str, config: Any) -> str:
-    """The line for a flag `--config.x.y` that names no option: with the nearest right one."""
-    field = flag.removeprefix("--").removeprefix("config.")
-    return f"--config.{field}: no such option{nearest(field, flat(config))}"
