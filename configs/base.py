@@ -140,7 +140,7 @@ def get_config() -> ConfigDict:
             hidden=(200,),  # widths of the hidden layers; () = a linear model
             norm="none",  # none | batch | group
         ),
-        cnn_niid=dict(impl="auto"),  # NIID-Bench's simple-cnn; impl: convolution by auto | xla | gemm
+        cnn_niid=dict(impl="auto"),  # NIID-Bench's simple-cnn; impl: convolution by auto | xla | gemm | eigen
         cnn_pfl=dict(
             dropout_conv=0.25,  # after the pool
             dropout_dense=0.5,  # before the classifier

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_pfl import algorithms, cohort, local, log, models, problem
+from fedjax_pfl import algorithms, cohort, core, local, log, models, problem
 from fedjax_pfl.core import How
 from fedjax_pfl.local import Training
 
@@ -110,7 +110,7 @@ def one_round(
     key = jax.random.key(0)
     state = algorithm.init(setup.init(key), clients)
     began = time.perf_counter()
-    compiled = jax.jit(algorithm.round, donate_argnums=0).lower(state, some, key).compile()
+    compiled = core.jit_round(algorithm).lower(state, some, key).compile()
     compile_seconds = time.perf_counter() - began
     box = [state]
 
@@ -208,7 +208,7 @@ def _population(population: int, size: int) -> float:
     rows = cohort.Rows(cohort.Pool(x, y), list(rng.integers(0, len(x), (population, 20))))
     sampler = cohort.Sampler(rows.counts, sampling="uniform", size=size)
     state = algorithm.init(setup.init(jax.random.key(0)), population)
-    one = jax.jit(algorithm.round, donate_argnums=0)
+    one = core.jit_round(algorithm)
     for r in range(3):
         state, _ = one(state, cohort.assemble(rows, *sampler(r)), jax.random.key(0))
     jax.block_until_ready(state)

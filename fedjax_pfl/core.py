@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fedjax_pfl import tree
+from fedjax_pfl import compiler, tree
 
 Variables = Any  # Flax linen variables: {'params': ..., 'batch_stats': ...}
 Server = Any
@@ -75,6 +75,11 @@ class Algorithm(NamedTuple):
     global_model: Callable[[Server], Variables] | None  # the one model for everybody, where the method has one
 
 
+def jit_round(algorithm: Algorithm) -> Any:
+    """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one."""
+    return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options())
+
+
 class Model(NamedTuple):
     """A message, or a server, that is a whole model and nothing else."""
 
@@ -115,20 +120,23 @@ def run(
 ) -> tuple[State, Report]:
     """One communication: download, train every client of the cohort, aggregate, put the clients' states back.
 
-    Each client's key comes from its id, so neither the order of the cohort nor its padding changes anything. When every
-    upload is lost the server stays as it was.
+    Each client's key comes from its id, so neither the order of the cohort nor its padding changes anything. The server
+    sees zeros in place of an upload that is lost, whatever it held; when all are lost it stays as it was.
     """
     cohort = exchange.select(cohort)
 
-    def one_client(client: Client, data: ClientData) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
+    def one_client(
+        client: Client, data: ClientData, arrives: Bool[Array, ""]
+    ) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
         download = exchange.download(state.server, data.id)
         upload, client, metrics = exchange.local_update(
             download, client, data, state.round, jax.random.fold_in(key, data.id)
         )
-        return upload, client, metrics, tree.all_finite((upload, metrics.loss))
+        finite = tree.all_finite((upload, metrics.loss))
+        return tree.where(arrives, upload, tree.zeros_like(upload)), client, metrics, finite
 
     clients = tree.take(state.clients, cohort.ids)
-    uploads, clients, metrics, finite = client_map(one_client, how)(clients, cohort.data)
+    uploads, clients, metrics, finite = client_map(one_client, how)(clients, cohort.data, cohort.weight > 0)
     server = exchange.aggregate(state.server, uploads, cohort, state.round)
     server = tree.where(jnp.any(cohort.weight > 0), server, state.server)
     state = state._replace(server=server, clients=tree.put(state.clients, cohort.ids, clients))

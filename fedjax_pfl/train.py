@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, data, evaluate, log, metrics
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.data import Federation
@@ -163,7 +163,7 @@ def _rounds(
 
     some = next_cohort(progress.round)
     began = time.perf_counter()
-    one_round = jax.jit(setup.algorithm.round, donate_argnums=0).lower(state, some, setup.key).compile()
+    one_round = core.jit_round(setup.algorithm).lower(state, some, setup.key).compile()
     compile_seconds = time.perf_counter() - began
     saved = progress.round
     with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:

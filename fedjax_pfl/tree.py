@@ -67,18 +67,12 @@ def broadcast(a: Tree, n: int) -> Tree:
 def weighted_mean(stacked: Tree, weight: Float[Array, " K"]) -> Tree:
     """sum_k p_k x_k with p_k = weight_k / sum weight, over the first axis of every leaf [K, ...]; NaN if no weight > 0.
 
-    A row of weight 0 changes nothing, whatever it holds (a lost upload may be NaN).
+    Rows must be finite, also those of weight 0 (`core.run` sets lost uploads to 0).
     """
     weight = weight.astype(jnp.result_type(float))  # counts are exact in float32, their shares aren't
     p = weight / jnp.sum(weight)
-
-    def mean(x: Float[Array, "K ..."]) -> Float[Array, "..."]:
-        column = (-1, *(1,) * (x.ndim - 1))
-        # A sum rather than a product of matrices, so that XLA makes no second copy of the stack.
-        terms = jnp.where((weight > 0).reshape(column), p.astype(x.dtype).reshape(column) * x, 0)
-        return jnp.sum(terms, axis=0)
-
-    return jax.tree.map(mean, stacked)
+    # A product, since XLA's sum over the first axis takes fifty times as long on a CPU.
+    return jax.tree.map(lambda x: jnp.tensordot(p.astype(x.dtype), x, 1, precision="highest"), stacked)
 
 
 def split(variables: Tree, where: Where) -> tuple[Tree, Tree]:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_pfl import compiler
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.models import conv
 from fedjax_pfl.models.conv import Conv, Dropout, avg_pool, max_pool
 
 CHANNELS, FEATURES = 4, 8
 SHAPE = (2, 9, 8, CHANNELS)  # neither square nor a multiple of anything
-OURS = ("gemm",)
+OURS = ("gemm", "eigen")
 PADDINGS = ("SAME", "VALID", 1, ((1, 0), (2, 1)))
 
 # kernel, strides, padding, groups: every kernel size, padding and number of groups at both strides
@@ -118,10 +119,52 @@ def test_unknown_implementation():
         Conv(FEATURES, (3, 3), impl="gem").init(jax.random.key(0), random(*SHAPE, dtype=np.float32))
 
 
-def test_auto_on_a_cpu_is_not_plain_xla(monkeypatch):
-    for backend, expected in (("cpu", conv.conv_gemm), ("gpu", conv.conv_xla)):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert conv._implementation("auto") is expected
+@pytest.mark.parametrize(
+    ("backend", "size", "channels", "dtype", "expected"),
+    [
+        ("cpu", 8, 16, np.float32, conv.conv_eigen),
+        ("cpu", 8, 15, np.float32, conv.conv_gemm),
+        ("cpu", 7, 16, np.float32, conv.conv_gemm),
+        ("cpu", 8, 16, np.float64, conv.conv_gemm),
+        ("gpu", 8, 16, np.float32, conv.conv_xla),
+    ],
+)
+def test_auto_on_a_cpu_is_not_plain_xla(monkeypatch, backend, size, channels, dtype, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert conv._implementation("auto", random(1, size, size, channels, dtype=dtype), 16) is expected
+    assert conv._implementation("auto", random(1, size, size, 16, dtype=dtype), channels) is expected
+
+
+@pytest.mark.parametrize("impl", OURS)
+def test_gradients_of_gradients(impl):
+    """Reverse over reverse, by both arguments; the padding is uneven, so that a mix-up of its sides shows."""
+    x, kernel = random(*SHAPE), random(3, 3, CHANNELS, FEATURES, seed=1)
+
+    def norm(impl: str) -> Callable[..., Any]:
+        def gradients(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            _, (by_x, by_kernel) = value_and_gradients(convolution(impl, 1, ((1, 0), (2, 1)), 1))(x, kernel)
+            return jnp.sum(jnp.sin(by_x)) + jnp.sum(jnp.sin(by_kernel))
+
+        return jax.jit(jax.grad(gradients, argnums=(0, 1)))
+
+    close(norm(impl)(x, kernel), norm("xla")(x, kernel), 1e-8)
+
+
+def test_eigen_in_a_loop_equals_xla():
+    """Where it is used: float32, inside of a loop, compiled with the round's own options."""
+    x, kernel = random(*SHAPE, dtype=np.float32), random(3, 3, CHANNELS, CHANNELS, seed=1, dtype=np.float32) / 6
+
+    def steps(impl: str) -> Any:
+        step = value_and_gradients(convolution(impl, 1, "SAME", 1))
+
+        def body(_, carry):
+            y, (by_x, by_kernel) = step(*carry)
+            return carry[0] - 0.001 * by_x + 0.1 * y, carry[1] - 0.0001 * by_kernel
+
+        loop = jax.jit(lambda *args: jax.lax.fori_loop(0, 3, body, args), compiler_options=compiler.options())
+        return loop(x, kernel)
+
+    close(steps("eigen"), steps("xla"), 1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7), (2, 3)])
@@ -157,19 +200,35 @@ def test_pools_equal_torch(kind, options):
     close(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1), 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_max_pool_is_linear_in_its_tangent(dtype):
+    """Forward mode, and a gradient of a gradient; a NaN in a window is its maximum."""
+    x, t = random(2, 5, 6, 3, dtype=dtype), random(2, 5, 6, 3, seed=1, dtype=dtype)
+    y, dy = jax.jvp(lambda x: max_pool(x, 2), (x,), (t,))
+    gradient = jax.grad(lambda x: jnp.vdot(max_pool(x, 2), y))(x)
+    np.testing.assert_allclose(jnp.vdot(gradient, t), jnp.vdot(dy, y), rtol=1e-5)
+    second = jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(max_pool(x, 2) ** 3))(x)))(x)
+    close(second, jax.grad(lambda x: jnp.sum(max_pool(x, 2) ** 2 * 3))(x), 1e-5)
+    bad = max_pool(x.at[0, 1, 0, 0].set(jnp.nan), 2)
+    assert np.isnan(bad[0, 0, 0, 0])
+    assert np.isnan(bad).sum() == 1
+
+
 def test_first_of_equal_maxima_gets_the_gradient():
     gradient = jax.grad(lambda x: jnp.sum(max_pool(x, 2)))(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient.reshape(-1), [1, 0, 0, 0])
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.5, 0.3])
+@pytest.mark.parametrize("rate", [0.5, 0.25, 1 / 16, 3 / 256, 0.3])
 def test_dropout_keeps_the_fraction_and_the_mean(rate):
-    x = jnp.ones((101, 1001), np.float32)  # an odd number of values
+    x = jnp.ones((101, 7, 143), np.float32)  # an odd number of values
     y = np.asarray(Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
     assert y.dtype == np.float32
     assert y.shape == x.shape
     error = (rate * (1 - rate) / x.size) ** 0.5
     assert abs((y == 0).mean() - rate) < 4 * error
+    assert abs(((y[:, 0] == 0) & (y[:, 1] == 0)).mean() - rate**2) < 4 * error  # no two places share their bits
+    assert abs(((y[1:] == 0) & (y[:-1] == 0)).mean() - rate**2) < 4 * error
     np.testing.assert_allclose(y[y > 0], 1 / (1 - rate), rtol=1e-4)  # 0.3 is rounded to a multiple of 1/65536
 
 

@@ -27,7 +27,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 # The options that are a choice between words.
-CHOICES = {"norm": tuple(NORMS), "stem": STEMS, "impl": ("auto", "xla", "gemm")}
+CHOICES = {"norm": tuple(NORMS), "stem": STEMS, "impl": ("auto", "xla", "gemm", "eigen")}
 
 
 def build(name: str, num_classes: int, **chosen: Any) -> Classifier:

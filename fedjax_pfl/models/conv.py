@@ -1,18 +1,25 @@
 """Convolution, pooling and dropout that stay quick when every client has weights of its own.
 
-XLA turns a convolution whose kernel differs between clients into a grouped convolution, on a CPU the slowest thing in
-the whole program. `Conv` has the parameters of `flax.linen.Conv` and can compute itself as a matrix product instead.
+`Conv` has the parameters of `flax.linen.Conv` and three ways to compute itself, because XLA's own is the slowest thing in
+a round on a CPU, in two ways:
+
+- Under `vmap` a kernel per client makes a grouped convolution, which is slow everywhere on a CPU. `conv_gemm` is a matrix
+  product over shifted slices of the image, and so stays one under `vmap`.
+- XLA brings the gradients of a convolution into the form that Eigen computes only outside of loops, and a client's steps
+  are a loop: inside it the gradient of the kernel takes a hundred times longer. `conv_eigen` writes all three in that form.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from fedjax_pfl.compiler import apart
 from fedjax_pfl.registry import lookup
 
 # A padding as a user writes it: 'SAME', 'VALID', one number for all four sides, or ((top, bottom), (left, right)).
@@ -63,6 +70,80 @@ def conv_gemm(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding
     return y.reshape(*outside, features)
 
 
+def conv_eigen(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
+    """`conv_xla` such that XLA on a CPU gives it and both its gradients to Eigen, also inside of loops.
+
+    Where that can't be (groups, strides, padding wider than the kernel) or where a kernel is one pixel it is `conv_gemm`.
+    """
+    kh, kw = kernel.shape[:2]
+    if groups > 1 or strides != (1, 1) or (kh, kw) == (1, 1) or max(padding[0]) >= kh or max(padding[1]) >= kw:
+        return conv_gemm(x, kernel, strides, padding, groups)
+    return _conv(x, kernel, padding)
+
+
+# A convolution at stride 1 is bilinear, and the gradients of it and of its own gradients are two functions: `_conv`, and
+# `_kernel_gradient`. So both can be differentiated any number of times in reverse mode.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, padding: Pairs) -> jax.Array:
+    @jax.custom_batching.custom_vmap
+    def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv_xla(x, kernel, (1, 1), padding)
+
+    @conv.def_vmap
+    def _(size: int, batched: list[bool], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
+        if not batched[1]:  # one kernel for all: a larger batch
+            y = conv(x.reshape(-1, *x.shape[2:]), kernel)
+            return y.reshape(*x.shape[:2], *y.shape[1:]), True
+        axes = (0 if batched[0] else None, 0)
+        return jax.vmap(lambda x, kernel: conv_gemm(x, kernel, (1, 1), padding), axes)(x, kernel), True
+
+    return conv(x, kernel)
+
+
+def _image_gradient(g: jax.Array, kernel: jax.Array, padding: Pairs) -> jax.Array:
+    """Gradient of `_conv` by x, given that by its output: a convolution with the flipped kernel."""
+    kh, kw = kernel.shape[:2]
+    (top, bottom), (left, right) = padding
+    rest = (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)
+    return _conv(g, kernel[::-1, ::-1].swapaxes(2, 3), rest)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _kernel_gradient(x: jax.Array, g: jax.Array, padding: Pairs) -> jax.Array:
+    """Gradient [kh, kw, I, O] of `_conv` by its kernel: x [B, H, W, I] convolved with g [B, H', W', O], B being summed."""
+
+    @jax.custom_batching.custom_vmap
+    def gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+        x = jnp.pad(x.transpose(3, 1, 2, 0), ((0, 0), *padding, (0, 0)))
+        return conv_xla(x, g.transpose(1, 2, 0, 3), (1, 1), ((0, 0), (0, 0))).transpose(1, 2, 0, 3)
+
+    @gradient.def_vmap
+    def _(size: int, batched: list[bool], x: jax.Array, g: jax.Array) -> tuple[jax.Array, bool]:
+        axes = (0 if batched[0] else None, 0 if batched[1] else None)
+
+        def gemm(x: jax.Array, g: jax.Array) -> jax.Array:
+            x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+            window = x.shape[1] - g.shape[1] + 1, x.shape[2] - g.shape[2] + 1
+            patches = jnp.stack(_patches(x, window, (1, 1)), axis=3)
+            return jnp.tensordot(patches, g, ((0, 1, 2), (0, 1, 2))).reshape(*window, x.shape[-1], g.shape[-1])
+
+        return jax.vmap(gemm, axes)(x, g), True
+
+    return gradient(x, g)
+
+
+_conv.defvjp(
+    lambda x, kernel, padding: (_conv(x, kernel, padding), (x, kernel)),
+    lambda padding, saved, g: (_image_gradient(g, saved[1], padding), _kernel_gradient(saved[0], g, padding)),
+)
+_kernel_gradient.defvjp(
+    lambda x, g, padding: (_kernel_gradient(x, g, padding), (x, g)),
+    lambda padding, saved, k: (_image_gradient(saved[1], k, padding), _conv(saved[0], k, padding)),
+)
+
+
 # PyTorch's default, kaiming_uniform_(a=sqrt(5)): U(-b, b) with b = 1 / sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -86,7 +167,7 @@ class Conv(nn.Module):
         use_bias: whether to add `bias`.
         kernel_init: initialiser of the kernel; PyTorch's default.
         bias_init: initialiser of the bias; None for PyTorch's default, which depends on the kernel's size.
-        impl: 'xla', 'gemm' (a matrix product over shifted slices), or 'auto': 'gemm' on a CPU and 'xla' elsewhere.
+        impl: 'xla', 'gemm' or 'eigen' (see above), or 'auto': on a CPU the quicker of the latter two, 'xla' elsewhere.
     """
 
     features: int
@@ -107,7 +188,7 @@ class Conv(nn.Module):
         strides = _pair(self.strides)
         padding = _pad_pairs(self.padding, x.shape[1:3], (kh, kw), strides)
         kernel = self.param("kernel", self.kernel_init, (kh, kw, fan, self.features), jnp.float32)
-        y = _implementation(self.impl)(x, kernel, strides, padding, self.groups)
+        y = _implementation(self.impl, x, self.features)(x, kernel, strides, padding, self.groups)
         if self.use_bias:
             bias_init = self.bias_init or torch_bias_init(kh * kw * fan)
             bias = self.param("bias", bias_init, (self.features,), jnp.float32)
@@ -115,12 +196,16 @@ class Conv(nn.Module):
         return y
 
 
-_IMPLEMENTATIONS = {"gemm": conv_gemm, "xla": conv_xla}
+_IMPLEMENTATIONS = {"xla": conv_xla, "gemm": conv_gemm, "eigen": conv_eigen}
 
 
-def _implementation(impl: str) -> Callable[..., jax.Array]:
+def _implementation(impl: str, x: jax.Array, features: int) -> Callable[..., jax.Array]:
+    """The function that `impl` names; for 'auto' by what was measured: Eigen's packing pays off for larger images and
+    more channels, and it has float32 only."""
     if impl == "auto":
-        impl = "gemm" if jax.default_backend() == "cpu" else "xla"
+        large = x.shape[1] * x.shape[2] >= 64 and min(x.shape[3], features) >= 16
+        on_cpu = "eigen" if large and x.dtype == jnp.float32 else "gemm"
+        impl = on_cpu if jax.default_backend() == "cpu" else "xla"
     return lookup(_IMPLEMENTATIONS, impl, "Conv.impl")
 
 
@@ -135,13 +220,44 @@ def max_pool(
     strides = window if strides is None else _pair(strides)
     pads = _pad_pairs(padding, x.shape[1:3], window, strides)
     if strides == window and pads == ((0, 0), (0, 0)):
-        # Not max(axis=...): its gradient compares the input with the stored maximum, and XLA may recompute that input inside
-        # a fusion with another rounding, so that no element is the maximum and its gradient is lost, or becomes 0 / 0.
-        windows = _windows(x, window)
-        elements = [windows[:, :, i, :, j] for i in range(window[0]) for j in range(window[1])]
-        return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), elements)
+        return _largest(_windows(x, window))
     # A Python scalar, so that the gradient recognises the maximum's own identity.
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+
+
+@jax.custom_jvp
+def _largest(windows: jax.Array) -> jax.Array:
+    """The maximum [B, H', W', C] of each window of [B, H', kh, W', kw, C]; NaN where there is one."""
+    return _argmax(windows)[0]
+
+
+@_largest.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The place of the maximum, kept from the forward pass, takes the whole gradient. Autodiff of max(axis=...) would compare
+    # the input with the stored maximum instead, and XLA may recompute that input inside a fusion with another rounding, so
+    # that no element is the maximum and its gradient is lost, or becomes 0 / 0.
+    (windows,), (tangent,) = primals, tangents
+    largest, place = apart(_argmax)(windows)
+    kh, kw = windows.shape[2], windows.shape[4]
+    places = jnp.arange(kh * kw, dtype=place.dtype).reshape(1, 1, kh, 1, kw, 1)
+    chosen = place[:, :, None, :, None, :] == places
+    return largest, jnp.sum(jnp.where(chosen, tangent, 0), axis=(2, 4))
+
+
+def _argmax(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first maximum of each window and its place in it, row by row."""
+    kh, kw = windows.shape[2], windows.shape[4]
+
+    def element(n: int) -> jax.Array:
+        return lax.index_in_dim(lax.index_in_dim(windows, n // kw, 2, keepdims=False), n % kw, 3, keepdims=False)
+
+    largest = element(0)
+    place = lax.full_like(largest, 0, jnp.uint8 if kh * kw <= 256 else jnp.int32)
+    for n in range(1, kh * kw):
+        each = element(n)
+        better = lax.bitwise_or(lax.gt(each, largest), lax.ne(each, each))
+        largest, place = lax.select(better, each, largest), lax.select(better, lax.full_like(place, n), place)
+    return largest, place
 
 
 def avg_pool(
@@ -168,11 +284,11 @@ def _windows(x: jax.Array, window: tuple[int, int]) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """Dropout by random integers of 8 or 16 bits, four or two of them from each random word.
+    """Dropout by random integers of as few bits as the rate needs, so many of them from each random word.
 
-    A full word for each value costs more than the layer it drops. Eight bits give the rates that are multiples of 1/256
-    exactly; other rates are rounded to a multiple of 1/65536, and the scale is that of the rounded rate, so that the
-    mean is kept exactly. The mask is drawn from the key collection 'dropout'.
+    A full word for each value costs more than the layer it drops. Rates that are multiples of 1/2, 1/4, 1/16 or 1/256 are
+    exact; others are rounded to a multiple of 1/65536, and the scale is that of the rounded rate, so that the mean is
+    kept exactly. The mask is drawn from the key collection 'dropout'.
 
     Attributes:
         rate: probability that a value becomes 0.
@@ -182,15 +298,21 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x of any shape -> the same shape; the identity unless `train`."""
+        """x [B, ...] -> the same shape; the identity unless `train`."""
         if not train or self.rate == 0:
             return x
-        lane = jnp.uint8 if float(self.rate * 256).is_integer() else jnp.uint16
-        levels = jnp.iinfo(lane).max + 1
-        dropped = round(self.rate * levels)
-        if dropped == levels:
+        bits = next((bits for bits in (1, 2, 4, 8) if float(self.rate * 2**bits).is_integer()), 16)
+        dropped = round(self.rate * 2**bits)
+        if dropped == 2**bits:
             return jnp.zeros_like(x)
-        lanes = 4 // jnp.dtype(lane).itemsize
-        words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // lanes),), jnp.uint32)
-        bits = lax.bitcast_convert_type(words, lane).reshape(-1)[: x.size].reshape(x.shape)
-        return jnp.where(bits >= jnp.asarray(dropped, lane), x * (levels / (levels - dropped)), jnp.zeros((), x.dtype))
+        size, lanes = math.prod(x.shape[1:]), 32 // bits
+        words = jax.random.bits(self.make_rng("dropout"), (x.shape[0], 1, -(-size // lanes)), jnp.uint32)
+
+        def keep(words: jax.Array) -> jax.Array:
+            shifts = lax.broadcasted_iota(jnp.uint32, (x.shape[0], lanes, words.shape[2]), 1) * np.uint32(bits)
+            lane = (jnp.broadcast_to(words, shifts.shape) >> shifts) & np.uint32(2**bits - 1)
+            kept = (lane >= np.uint32(dropped)).reshape(x.shape[0], -1)
+            return lax.slice_in_dim(kept, 0, size, axis=1).reshape(x.shape)
+
+        scale = 2**bits / (2**bits - dropped)
+        return jnp.where(apart(keep)(words), x * scale, jnp.zeros((), x.dtype))

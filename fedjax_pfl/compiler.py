@@ -1,0 +1,48 @@
+"""What XLA on a CPU must be told so that a round is quick there; elsewhere all of this changes nothing."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+# Which operations XLA may give to YNNPACK. Its default includes convolutions, which take up to three times Eigen's time in
+# a client's steps (measured with jax 0.10 on two cores, see `--mode=benchmark`).
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+}
+
+
+@functools.cache
+def options() -> dict[str, Any]:
+    """`jax.jit(..., compiler_options=options())` for a round: those of `CPU_OPTIONS` that this version of XLA knows."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in CPU_OPTIONS.items() if _known(name, value)}
+
+
+def _known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays, compiled as a computation of its own on a CPU, its results kept in memory.
+
+    Otherwise XLA fuses what is cheap into everything that uses it and so computes it again for each element there: a
+    dropout mask or the place of a maximum some four to eight times in a pool's gradient. `function` must consist of
+    `jax.lax` operations, since a `jnp` function that is jitted itself would become a computation apart, too.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    jitted = jax.jit(function)
+
+    def call(*args: jax.Array) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*args)
+
+    return call
