@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from fedjax_pfl import local, metrics, tree
+from fedjax_pfl import compiler, local, metrics, tree
 from fedjax_pfl.cohort import Rows
 from fedjax_pfl.core import Algorithm, Client, ClientData, How, State, Variables, client_map
 from fedjax_pfl.local import Training
@@ -102,7 +102,8 @@ class Evaluator:
         """(id, logits [count, ...]) for each of the clients, a group of equal shape at a time."""
         group = int(np.clip(self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max), 1, max(1, len(ids))))
         own_state = new_client is None
-        compiled = self._compiled.setdefault((candidate, own_state), jax.jit(self._scorer(candidate, own_state)))
+        scorer = jax.jit(self._scorer(candidate, own_state), compiler_options=compiler.options())
+        compiled = self._compiled.setdefault((candidate, own_state), scorer)
         clients = state.clients if own_state else new_client
         for start in range(0, len(ids), group):
             some = ids[start : start + group]

@@ -74,6 +74,7 @@ def conv_eigen(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddin
     """`conv_xla` such that XLA on a CPU gives it and both its gradients to Eigen, also inside of loops.
 
     Where that can't be (groups, strides, padding wider than the kernel) or where a kernel is one pixel it is `conv_gemm`.
+    It has gradients of any order in reverse mode; `jax.jvp` of it is refused, `conv_gemm` and `conv_xla` have both.
     """
     kh, kw = kernel.shape[:2]
     if groups > 1 or strides != (1, 1) or (kh, kw) == (1, 1) or max(padding[0]) >= kh or max(padding[1]) >= kw:
