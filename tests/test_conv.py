@@ -97,6 +97,13 @@ def test_vmap_and_map_over_clients(impl, axes):
         close(jax.jit(lambda *args: jax.lax.map(lambda each: one(*each), args))(*args), expected)
 
 
+def test_pool_before_the_bias_is_the_pool_after_it():
+    x, layer = random(*SHAPE, dtype=np.float32), Conv(FEATURES, (3, 3))
+    variables = layer.init(jax.random.key(0), x)
+    pooled = layer.apply(variables, x, pool=2)
+    np.testing.assert_array_equal(pooled, max_pool(layer.apply(variables, x), 2))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("impl", ["xla", *OURS])
 def test_float32_stays_float32(impl):
     x = random(*SHAPE, dtype=np.float32)

@@ -1,6 +1,6 @@
 """The small convolutional networks of NIID-Bench, pfl-research and KD3A.
 
-Where theirs pool after a ReLU, these pool before it: the same function and gradient, on a quarter of the values.
+Where theirs pool after the bias and a ReLU, these pool before: the same function and gradient, on a quarter of the values.
 """
 
 import flax.linen as nn
@@ -34,8 +34,8 @@ class CNNNiid(Classifier):
 
     def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "cnn_niid", least=16)
-        x = nn.relu(max_pool(self.conv1(x), 2))
-        x = nn.relu(max_pool(self.conv2(x), 2))
+        x = nn.relu(self.conv1(x, pool=2))
+        x = nn.relu(self.conv2(x, pool=2))
         x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
         return nn.relu(self.fc2(x))
 
@@ -70,7 +70,7 @@ class CNNPfl(Classifier):
 
     def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "cnn_pfl", least=6)
-        x = nn.relu(max_pool(self.conv2(nn.relu(self.conv1(x))), 2))
+        x = nn.relu(self.conv2(nn.relu(self.conv1(x)), pool=2))
         x = self.drop1(x, train).reshape(x.shape[0], -1)
         return self.drop2(nn.relu(self.fc1(x)), train)
 

@@ -182,14 +182,19 @@ class Conv(nn.Module):
     impl: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, I] -> [B, H', W', features]."""
+    def __call__(self, x: jax.Array, pool: int = 1) -> jax.Array:
+        """x [B, H, W, I] -> [B, H' / pool, W' / pool, features].
+
+        Args:
+            pool: followed by `max_pool(., pool)`, but before the bias is added: the same, with fewer additions.
+        """
         kh, kw = self.kernel_size
         fan = x.shape[-1] // self.groups
         strides = _pair(self.strides)
         padding = _pad_pairs(self.padding, x.shape[1:3], (kh, kw), strides)
         kernel = self.param("kernel", self.kernel_init, (kh, kw, fan, self.features), jnp.float32)
         y = _implementation(self.impl, x, self.features)(x, kernel, strides, padding, self.groups)
+        y = y if pool == 1 else max_pool(y, pool)
         if self.use_bias:
             bias_init = self.bias_init or torch_bias_init(kh * kw * fan)
             bias = self.param("bias", bias_init, (self.features,), jnp.float32)
