@@ -56,3 +56,13 @@ def test_ratio_to_torch():
     pytest.importorskip("torch")
     found = benchmark.against_torch(repeats=2, clients=1)
     assert 0 < found["ratio, least"] <= found["ratio ours / PyTorch"] <= found["ratio, most"]
+
+
+@pytest.mark.parity
+def test_ratio_is_ours_by_theirs(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(benchmark, "one_round", lambda *args: (lambda: None, 1.0))
+    monkeypatch.setattr(benchmark, "torch_round", lambda *args: lambda: None)
+    monkeypatch.setattr(benchmark, "_times", lambda *args: {"ours": [1.0, 2.0, 1.5], "PyTorch": [2.0, 2.0, 2.0]})
+    found = benchmark.against_torch(clients=2)
+    assert [found[f"ratio{name}"] for name in (" ours / PyTorch", ", least", ", most")] == [0.75, 0.5, 1.0]
