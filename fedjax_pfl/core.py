@@ -75,11 +75,6 @@ class Algorithm(NamedTuple):
     global_model: Callable[[Server], Variables] | None  # the one model for everybody, where the method has one
 
 
-def jit_round(algorithm: Algorithm) -> Any:
-    """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one."""
-    return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options())
-
-
 class Model(NamedTuple):
     """A message, or a server, that is a whole model and nothing else."""
 
@@ -178,6 +173,11 @@ def compose(
         return state._replace(round=state.round + 1), report
 
     return Algorithm(init, round, client_model, global_model)
+
+
+def jit_round(algorithm: Algorithm) -> Any:
+    """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one."""
+    return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options())
 
 
 class Kept(NamedTuple):

@@ -93,11 +93,12 @@ def test_keys():
     assert state.round == 5
 
 
-def test_report():
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_report(bad):
     """Of each client of the cohort; an upload that isn't finite is noticed, and so is the server that it spoils."""
 
     def local_update(download, client, data, round, key):
-        value = jnp.where(data.id == 1, jnp.nan, 0.0)
+        value = jnp.where(data.id == 1, bad, 3.0)
         return Number(number(value, 0)), client, METRICS._replace(steps=data.count)
 
     algorithm = build(counting()._replace(local_update=local_update))
@@ -109,7 +110,7 @@ def test_report():
     state, report = play(algorithm, (2, 1, toy.PAD), lost=(1,))
     assert report.finite.tolist() == [True, False, True]
     assert report.server_finite
-    assert state.server.variables["params"]["a"]["w"] == 0
+    assert state.server.variables["params"]["a"]["w"] == 3
 
 
 def test_download_by_id():
