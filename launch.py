@@ -13,16 +13,20 @@ from ml_collections import config_flags
 
 from fedjax_pfl.errors import UserError, nearest
 
-MODES = ("train", "eval", "partition", "report", "benchmark")
+MODES = ("train", "eval", "partition", "embed", "report", "benchmark")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.some.option=value changes an option.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<name of the config>-seed<seed>).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config>[-<variant>]-seed<seed>).")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. eval: a run's checkpoint. partition: "
-                          "who holds what. report: a table over runs. benchmark: how fast a round is.")  # fmt: skip
+                          "who holds what. embed: the text embeddings of the classes, as a file. report: a table over "
+                          "runs. benchmark: how fast a round is.")  # fmt: skip
 _WHICH = flags.DEFINE_enum(
     "which", "best", ("best", "last"), "eval, report: the best round by validation, or the last."
 )
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "train: save and stop after this round; the same command goes on.", 0)
+_KNOWN = flags.DEFINE_list(
+    "known_labels", [], "eval: tell a label-mask model so many labels (5), or these (person,dog), of each example."
+)
 _RUNS = flags.DEFINE_list("runs", [], "report: folders of runs, or folders of such folders.")
 _METRICS = flags.DEFINE_list("metrics", [], "report: the metrics to show (default: all).")
 _MIX = flags.DEFINE_bool("mix", False, "report: compare runs on different data or splits all the same.")
@@ -59,13 +63,16 @@ def _run() -> int:
     if mode == "benchmark":
         return commands.benchmark(config, _WORKDIR.value)
     if mode == "eval":
-        return commands.evaluate(config, _WORKDIR.value, _WHICH.value)
+        return commands.evaluate(config, _WORKDIR.value, _WHICH.value, _KNOWN.value)
     if config is None:
         raise UserError(f"--config: missing, --mode={mode} needs a config file such as configs/quickstart.py")
     file: Any = flags.FLAGS["config"]
-    workdir = _WORKDIR.value or f"runs/{Path(file.config_filename).stem}-seed{config.seed}"
+    stem = "-".join([Path(file.config_filename.split(":")[0]).stem, *file.config_filename.split(":")[1:]])
+    workdir = _WORKDIR.value or f"runs/{stem}-seed{config.seed}"
     if mode == "partition":
         return commands.partition(config, workdir)
+    if mode == "embed":
+        return commands.embed(config, workdir)
     return commands.train(config, workdir, _STOP_AT.value, _QUIET.value)
 
 

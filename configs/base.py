@@ -15,7 +15,9 @@ def get_config() -> ConfigDict:
 
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
-        source="digits",  # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube
+        # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
+        # voc | digit_scenes
+        source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
             size=16,  # pixels: 8 as published, or more (bilinear)
@@ -30,6 +32,8 @@ def get_config() -> ConfigDict:
             group="group",  # key of the group of each row (a lesion, a patient): one group is never cut, if the file has it
             classes=0,  # number of classes; 0 = from class_names, else the largest label + 1
             threshold=0,  # masks stored as grey values: label 1 from this value up; 0 = the values are the labels
+            size=0,  # pixels to resize images to (block means where it divides, else bicubic); 0 = as stored
+            val="validation",  # what x_val is: validation | test
         ),
         ham10000=dict(
             path="",  # ham10000_28x28.npz or ham10000_prrfl_64x64_sub.npz
@@ -51,12 +55,13 @@ def get_config() -> ConfigDict:
             name="",  # e.g. "mnist" or "cifar10:3.0.2"
             data_dir="",  # where the data set was prepared; "" = TFDS's own default
             image="image",  # feature with the inputs
-            label="label",  # feature with the labels
+            label="label",  # feature with the labels; a sequence, e.g. "labels" or "objects/label", makes several for each row
             client="",  # feature with the natural client, if there is one
             train="train",  # split used for training
             validation="",  # split used for validation, "" = none
             test="test",  # split used for testing, "" = none
             download=False,  # True: download and prepare what is missing (needs TensorFlow for some data sets)
+            size=0,  # pixels to resize images to (bicubic); 0 = as stored, all of one size
         ),
         mnist=dict(path=""),  # npz with x_train, y_train, x_test, y_test
         usps=dict(path=""),  # the same layout
@@ -67,10 +72,45 @@ def get_config() -> ConfigDict:
             test=1000,  # test points
             seed=0,  # NIID-Bench's init_seed
         ),
+        coco=dict(
+            path="",  # the folder with annotations/, train<year>/ and val<year>/
+            year=2014,  # 2014 | 2017
+            size=256,  # pixels to resize to (bicubic, aspect ratio not kept)
+            unlabelled="drop",  # images that nobody annotated: drop | keep
+            max_images=0,  # of train and of val, the first so many, for trying out; 0 = all
+            cache=True,  # keep the decoded images in the user's cache folder (24 GB at 256 pixels) and map them from there
+        ),
+        voc=dict(
+            path="",  # the VOCdevkit folder, or one that holds it
+            years=("2007",),  # "2007", "2012" or both
+            train="trainval",  # list of training images: trainval | train
+            test="test",  # list of test images: test | val (2012 has no labelled test list); "" = none
+            size=256,  # pixels to resize to (bicubic, aspect ratio not kept)
+            difficult="drop",  # objects that VOC marks as difficult: drop | keep
+            cache=True,  # keep the decoded images in the user's cache folder and map them from there
+        ),
+        digit_scenes=dict(
+            seed=0,  # draws everything
+            size=32,  # pixels, at least 16
+            clients=8,  # natural clients, each with two groups of digits that go together
+            examples=300,  # training scenes of a client
+            test_examples=75,  # test scenes of a client
+            digits=3,  # largest number of different digits in a scene, and the size of a group: 1 to 5
+            skew=0.8,  # chance that a scene takes its digits from a group of its client; 0 = all clients alike
+            test="common",  # test scenes: common (drawn with skew 0) | own (as the client's training scenes)
+        ),
+        flair=dict(
+            path="",  # federated HDF5 of apple/ml-flair's prepare_dataset.py; its images are read cohort by cohort
+            labels="coarse",  # coarse: 17 | fine: 1,628
+            order="appearance",  # of the labels: appearance (FedLGT; needs metadata or mapping) | alphabetical (pfl-research)
+            metadata="",  # the providers' labels_and_metadata.json
+            mapping="",  # or FedLGT's label_mapping.json, fine_grained_label_mapping.json
+            max_images=0,  # of a training user, the first so many (pfl-research: 512); 0 = all
+        ),
     )
 
     config.split = dict(
-        # natural | homogeneous | label_quantity | dirichlet | noise | fcube | real | quantity | shards | hsu
+        # natural | homogeneous | label_quantity | dirichlet | noise | fcube | real | quantity | shards | hsu | label_cluster
         partition="natural",
         natural=dict(
             min_examples=1,  # natural clients with fewer rows are left out
@@ -107,6 +147,11 @@ def get_config() -> ConfigDict:
             clients=10,  # number of clients N
             alpha=0.5,  # each client's classes ~ Dirichlet(alpha * class frequencies)
         ),
+        label_cluster=dict(
+            clients=10,  # number of clients N
+            groups=3,  # groups that the labels are clustered into by co-occurrence
+            skew=0.8,  # share of the rows that go to the clients of their group; 0 = IID
+        ),
         how="auto",  # auto | given: the source's split | within: stratified inside each client | global: one test set for all
         validation=0.1,  # share of a client's rows, where the source gives no validation rows
         test=0.2,  # share of a client's rows, where the source gives no test rows (or how='within')
@@ -129,6 +174,21 @@ def get_config() -> ConfigDict:
         contrast_p=0.0,  # its probability
         mean=(0.0,),  # subtracted from inputs in [0, 1]: one value, or one per channel
         std=(1.0,),  # then divided by: one value, or one per channel
+    )
+
+    # Text embeddings of the labels, for methods that use them; --mode=embed writes them to a file -----------------
+    config.text = dict(
+        embeddings="",  # .npz with names [L] and embeddings [L, d] | package: the small table shipped | "": by the encoder
+        key="",  # which table of a file that has several: <key> with <key>_names
+        states="",  # negative and positive: "" = where the labels are from | package | .npz with states and states_names
+        encoder="openai/clip-vit-base-patch16",  # its id on the Hugging Face hub, or a local folder
+        kind="clip",  # clip | bert (mean over the tokens)
+        prompt="The photo contains {name}.",
+        capitalise=False,  # names with a capital letter: Aeroplane (FedLGT on VOC)
+        spaces=False,  # underscores in names as spaces (FedLGT leaves them)
+        construction="plain",  # plain | concat: the class's 20 commonest finer labels in the prompt | avg: mean over them all
+        subclasses="",  # for these two: label_relationship.txt (fine -> coarse), or .json (coarse -> fine, commonest first)
+        counts="",  # how common: FLAIR's federated .hdf5 or labels_and_metadata.json; needed by concat with the .txt
     )
 
     # Model and loss -----------------------------------------------------------------------------------------------
@@ -158,11 +218,32 @@ def get_config() -> ConfigDict:
         resnet34=dict(norm="batch", stem="imagenet", impl="auto"),
         resnet50=dict(norm="batch", stem="imagenet", impl="auto"),
         resnet101=dict(norm="batch", stem="imagenet", impl="auto"),
+        ctran=dict(  # the label-mask transformer of FedLGT and C-Tran, for several labels an example
+            backbone="resnet18",  # any other model; model.weights may be a file of it alone
+            labels="clip",  # label embeddings: clip | text (config.text says where from) | learned | onehot
+            states="text",  # embeddings of 'negative' and 'positive': text (config.text) | learned
+            width=512,  # of the transformer
+            depth=3,  # encoder layers
+            heads=4,
+            feedforward=512,
+            dropout=0.1,
+            position="none",  # encoding of the visual tokens: none | sine
+            known=0.75,  # label-mask training reveals up to this share of an example's labels; 0 = none (off)
+            swapped_states=False,  # True: 'positive' marks known negatives and the other way round (the released code)
+            norm="batch",  # of the backbone, as stem and impl
+            stem="imagenet",
+            impl="auto",
+        ),
     )
     config.loss = dict(
         name="",  # a name in fedjax_pfl.losses.LOSSES; "" = the task's
         cross_entropy=dict(label_smoothing=0.0),
-        binary_cross_entropy=dict(reduction="mean"),  # over the labels: mean | sum
+        over_batch="mean",  # of the examples' losses: mean | sum (FedLGT)
+        binary_cross_entropy=dict(
+            reduction="mean",  # over the labels: mean | sum
+            weighting="none",  # of the labels: none | inverse_frequency (from all training rows, mean 1) | given
+            weights=(),  # for given: one number for each label
+        ),
         mse=dict(),
     )
 
@@ -261,6 +342,14 @@ def get_config() -> ConfigDict:
     config.fedper = dict(
         personal_layers=1,  # K_P, the last layers that stay with the client
         weighting="examples",
+    )
+    config.fedlgt = dict(
+        tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
+        epsilon=0.02,
+        fidelity="paper",  # paper | reference (the released code); sets what is None below
+        first_sample_only=placeholder(bool),  # re-mask only a batch's first example; paper: no, reference: yes
+        closed_interval=placeholder(bool),  # tau - epsilon and tau + epsilon count as unsure; paper: no, reference: yes
+        weighting="examples",  # of uploads: examples | uniform | loss (softmax of the clients' last losses)
     )
     config.ditto = dict(
         lam=1.0,  # lambda, the pull of the personal model to the global one

@@ -1,6 +1,6 @@
 """Who takes part in a round and with which examples: sampling on the host, rows gathered on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fedjax_pfl.core import ClientData, Cohort
+from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError, nearest
 
 SAMPLINGS = ("all", "uniform", "by_size", "by_probability", "fixed")
@@ -80,37 +81,43 @@ class Sampler:
 
 
 class Pool:
-    """All rows of a data set: on the device, or on the host where they are too large for it.
+    """All rows of a data set: on the device, or on the host or in their file where they are too large for it.
 
     Args:
         x, y: [n, ...], as stored.
-        resident: keep them on the device ('auto': up to 2 GiB). Otherwise what is asked for is copied there each time.
+        resident: keep them on the device ('auto': up to 2 GiB, and never images in a file). Otherwise what is asked for
+            is copied there each time.
     """
 
     RESIDENT_BYTES = 2 * 2**30
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, resident: str | bool = "auto") -> None:
+    def __init__(self, x: np.ndarray | H5Images, y: np.ndarray, resident: str | bool = "auto") -> None:
         self.y = y
         self.row_bytes = max(1, x.nbytes // max(1, len(x)))
-        self._resident = x.nbytes <= self.RESIDENT_BYTES if resident == "auto" else bool(resident)
-        self._arrays = jax.device_put((x, y)) if self._resident else (x, y)
+        in_memory = isinstance(x, np.ndarray)
+        self.resident = in_memory and x.nbytes <= self.RESIDENT_BYTES if resident == "auto" else bool(resident)
+        self._arrays = jax.device_put((x[:], y)) if self.resident else (x, y)
         self._gather = jax.jit(lambda arrays, rows: tuple(jnp.take(a, rows, axis=0) for a in arrays))
 
     def take(self, rows: np.ndarray) -> tuple[Array, Array]:
         """Rows [K, n_max] int32 of x and y, on the device."""
-        if self._resident:
+        if self.resident:
             return self._gather(self._arrays, jnp.asarray(rows))
-        x, y = (jnp.asarray(np.take(a, rows, axis=0)) for a in self._arrays)
+        x, y = (jnp.asarray(a[rows]) for a in self._arrays)
         return x, y
 
 
 class Rows:
     """Which rows of a pool each client has, in one split of its data.
 
+    From a resident pool every client is padded to `n_max` rows, so that all cohorts have one shape. From any other the
+    clients asked for are padded to the largest of themselves, rounded up to a power of two: the memory follows the
+    cohort, not the largest client of the population, and there are a dozen shapes at most.
+
     Args:
         index: for each of the N clients its row numbers.
         noise: [N] standard deviation of each client's input noise.
-        n_max: rows that every client is padded to; 0: as many as the largest has.
+        n_max: the most rows that a client is padded to; 0: as many as the largest has.
     """
 
     def __init__(
@@ -119,8 +126,13 @@ class Rows:
         self.pool, self._index, self.n = pool, index, len(index)
         self.counts = np.array([len(rows) for rows in index], np.int32)
         self.n_max = n_max or max(1, int(self.counts.max(initial=0)))
+        self.shared = self.n > 1 and all(rows is index[0] for rows in index)  # everybody has the same rows
         self._noise = np.zeros(self.n, np.float32) if noise is None else np.asarray(noise, np.float32)
         self._last: tuple[bytes, ClientData] | None = None
+
+    def index(self, id: int) -> np.ndarray:
+        """Which rows [count] of the pool one client has."""
+        return self._index[id]
 
     def targets(self, id: int) -> np.ndarray:
         """The targets [count, ...] of one client, on the host."""
@@ -131,7 +143,7 @@ class Rows:
         ids = np.asarray(ids, np.int32)
         if self._last is not None and self._last[0] == ids.tobytes():
             return self._last[1]  # a cohort of all clients is gathered once
-        rows = np.zeros((len(ids), self.n_max), np.int32)
+        rows = np.zeros((len(ids), self._padded(ids)), np.int32)
         counts = np.zeros(len(ids), np.int32)
         noise = np.zeros(len(ids), np.float32)
         for k, id in enumerate(ids):
@@ -141,6 +153,28 @@ class Rows:
         data = ClientData(jnp.asarray(ids), jnp.asarray(counts), *self.pool.take(rows), jnp.asarray(noise))
         self._last = (ids.tobytes(), data)
         return data
+
+    def slices(self, id: int, size: int) -> Iterator[ClientData]:
+        """One client's examples, `size` [size, ...] at a time, the last of them padded; `count` says how many are real.
+
+        What no device could hold at once is scored this way. The next slice is read when it is asked for: dispatch the
+        work on one before asking for the next.
+        """
+        index = self._index[id]
+        for start in range(0, len(index), size):
+            some = index[start : start + size]
+            rows = np.concatenate([some, np.zeros(size - len(some), some.dtype)]).astype(np.int32)
+            yield ClientData(
+                jnp.asarray(np.int32(id)), jnp.asarray(np.int32(len(some))), *self.pool.take(rows),
+                jnp.asarray(self._noise[id]),
+            )  # fmt: skip
+
+    def _padded(self, ids: np.ndarray) -> int:
+        """The rows that each of these clients is padded to."""
+        if self.pool.resident:
+            return self.n_max
+        largest = int(self.counts[ids[ids < self.n]].max(initial=1))
+        return min(1 << (largest - 1).bit_length(), self.n_max)
 
 
 def assemble(rows: Rows, ids: np.ndarray, lost: np.ndarray | None = None, multiple: int = 1) -> Cohort:

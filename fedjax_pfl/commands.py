@@ -32,8 +32,8 @@ def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False) -> i
     return 0
 
 
-def evaluate(config: Any, workdir: str | None, which: str) -> int:
-    """Evaluate a checkpoint of a run; the config is the run's own."""
+def evaluate(config: Any, workdir: str | None, which: str, known_labels: Sequence[str] = ()) -> int:
+    """Evaluate a checkpoint of a run; the config is the run's own. Known labels: see `train.evaluate_run`."""
     if workdir is None:
         raise UserError("--workdir: missing, --mode=eval needs the folder of a run")
     path = Path(workdir) / "config.json"
@@ -46,10 +46,13 @@ def evaluate(config: Any, workdir: str | None, which: str) -> int:
     if config is not None:
         raise UserError("--config: --mode=eval uses the config in the run's folder; leave --config out")
     _cache_compilations()
-    found = training.evaluate_run(own, workdir, which)
-    log.write_json(Path(workdir) / f"eval_{which}.json", found)
+    found = training.evaluate_run(own, workdir, which, known_labels)
+    file = Path(workdir) / ("_".join(["eval", which, *(["known", *known_labels] if known_labels else [])]) + ".json")
+    log.write_json(file, found)
     print(table({"name": own.name or own.method, "main_metric": own.eval.metric, which: found}, which))
-    print(f"\nwritten to {workdir}/eval_{which}.json")
+    if known_labels:
+        print(f"\nknown labels: {', '.join(known_labels)}; only the others count")
+    print(f"\nwritten to {file}")
     return 0
 
 
@@ -61,6 +64,21 @@ def partition(config: Any, workdir: str) -> int:
     training.make_folder(path.parent)
     data.draw(federation, path)
     print(f"\ndrawn in {path}")
+    return 0
+
+
+def embed(config: Any, workdir: str) -> int:
+    """Write the label embeddings of the config's classes, for `config.text.embeddings` of runs elsewhere."""
+    from fedjax_pfl import text
+
+    path = Path(workdir) / "label_embeddings.npz"
+    names = data.load(config.data).class_names
+    training.make_folder(path.parent)
+    table = text.label_table(config.text, names)
+    text.save(path, table, config.text)
+    states = "and no states" if table.states is None else "and 2 states"
+    print(f"{len(names)} labels of width {table.embeddings.shape[1]} {states} from {table.source}, in {path}", end="")
+    print(f"; nearest: {text.nearest_pairs(table)}" if len(names) > 1 else "")
     return 0
 
 

@@ -1,17 +1,21 @@
 """From a config to the things it names, with one clear line for each impossible value."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import optax
 
-from fedjax_pfl import algorithms, local, losses, models, problem, registry
+from fedjax_pfl import algorithms, local, losses, models, problem, registry, text
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training
+from fedjax_pfl.models.ctran import LabelMaskTransformer
+from fedjax_pfl.models.layers import Classifier
 from fedjax_pfl.problem import Problem
 
 # The directions that client.optimizer names; each has a section of options.
@@ -71,6 +75,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedyogi.beta1": _SHARE,
     "fedyogi.beta2": _SHARE,
     "ditto.lam": _AT_LEAST_0,
+    "fedlgt.tau": (lambda v: 0 <= v <= 1, "0 <= tau <= 1"),
+    "fedlgt.epsilon": _AT_LEAST_0,
+    "fedlgt.fidelity": _FIDELITY,
+    "loss.over_batch": _one_of("mean", "sum"),
     **{f"{name}.server_lr": _POSITIVE for name in ("scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi")},
     **{f"{name}.tau": _POSITIVE for name in ("fedadagrad", "fedadam", "fedyogi")},
     **{f"{name}.fidelity": _FIDELITY for name in ("fedadagrad", "fedadam", "fedyogi")},
@@ -79,6 +87,7 @@ RULES: dict[str, tuple[Any, str]] = {
         for name, factory in algorithms.METHODS.items()
         if "weighting" in registry.options(factory)
     },
+    "fedlgt.weighting": _one_of("examples", "uniform", "loss"),
 }
 
 
@@ -121,21 +130,64 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def build_problem(config: Any, federation: Federation) -> Problem:
     """The model, inputs and loss that a config names, for this federation's data."""
-    classes = len(federation.class_names)
-    name, section = config.loss.name, config.loss
-    loss = losses.for_task(federation.task, name, **dict(section[name or losses.BY_TASK[federation.task][0]]))
+    model = build_model(config, federation)
+    if isinstance(model, LabelMaskTransformer) and config.loss.name not in ("", *losses.MASKABLE):
+        expected = ", ".join(losses.MASKABLE)
+        raise UserError(f"config.loss.name: '{config.loss.name}', but a label-mask model needs one of {expected}")
     built = problem.build(
-        models.build(config.model.name, classes, **dict(config.model[config.model.name])),
+        model,
         federation.x[0],
         federation.task,
-        loss=loss,
+        loss=build_loss(config, federation),
+        summed=config.loss.over_batch == "sum",
         augmentation=config.augment,
         noisy=bool(federation.noise.any()),
         weights_file=config.model.weights,
         new_head=config.model.new_head,
     )
-    problem.check(built, federation.x[0], federation.y[0], classes)
+    problem.check(built, federation.x[0], federation.y[0], len(federation.class_names))
     return built
+
+
+def build_model(config: Any, federation: Federation) -> Classifier:
+    """The model that a config names, with its label embeddings where it has any."""
+    model = models.build(config.model.name, len(federation.class_names), **dict(config.model[config.model.name]))
+    if not isinstance(model, LabelMaskTransformer):
+        return model
+    labels = _label_embeddings(config.text, federation.class_names, model.labels)
+    states = text.states_table(config.text) if model.states == "text" else None
+    for what, table in (("label", labels), ("state", states)):
+        if table is not None and table.shape[1] != model.width:
+            print(
+                f"{what} embeddings of width {table.shape[1]} are mapped to the model's {model.width} by a fixed "
+                "orthonormal map",
+                file=sys.stderr,
+            )
+    return model.clone(
+        label_table=None if labels is None else text.project(labels, model.width),
+        state_table=None if states is None else text.project(states, model.width),
+    )
+
+
+def _label_embeddings(section: Any, names: Sequence[str], kind: str) -> np.ndarray | None:
+    """The frozen label embeddings [C, d] of a label-mask model, or None where it learns its own."""
+    if kind == "learned":
+        return None
+    if kind == "onehot":
+        return np.eye(len(names), dtype=np.float32)
+    if kind == "clip" and not section.embeddings and section.kind != "clip":
+        raise UserError(f"config.text.kind: found '{section.kind}', but config.model.ctran.labels is 'clip'")
+    return text.label_table(section, names).embeddings
+
+
+def build_loss(config: Any, federation: Federation) -> losses.Loss:
+    """The loss that a config names, its label weights counted where it asks for that."""
+    name = config.loss.name or losses.BY_TASK[federation.task][0]
+    options = dict(config.loss[name])
+    if options.get("weighting") == "inverse_frequency":
+        rows = np.concatenate(federation.train)
+        options["weights"] = losses.inverse_frequency(federation.y[rows].sum(0, dtype=np.int64))
+    return losses.for_task(federation.task, name, **options)
 
 
 def build_training(config: Any, problem: Problem) -> Training:
@@ -153,6 +205,8 @@ def build_training(config: Any, problem: Problem) -> Training:
         drop_last=client.drop_last,
         batch_norm=client.batch_norm,
         how=client.map,
+        summed=problem.summed,
+        label_mask=problem.label_mask,
     )
 
 

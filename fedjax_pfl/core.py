@@ -47,6 +47,7 @@ class Metrics(NamedTuple):
     loss: Float[Array, ""]  # summed over examples seen
     examples: Int[Array, ""]
     steps: Int[Array, ""]
+    last_epoch: Float[Array, ""]  # the loss of the last epoch alone
 
 
 class Report(NamedTuple):

@@ -12,7 +12,11 @@ from fedjax_pfl import compiler, local, metrics, tree
 from fedjax_pfl.cohort import Rows
 from fedjax_pfl.core import Algorithm, Client, ClientData, How, State, Variables, client_map
 from fedjax_pfl.local import Training
+from fedjax_pfl.models.ctran import UNKNOWN
 from fedjax_pfl.problem import Problem
+
+POOLED = ("single", "multi")  # tasks whose metrics are also computed on the rows of all clients together
+MOST_NAMED = 1000  # clients with a key of their own, where one model on one test set makes all their values equal
 
 
 class Candidate(NamedTuple):
@@ -20,6 +24,33 @@ class Candidate(NamedTuple):
 
     model: Callable[[State, Client, ClientData], Variables]  # of ONE client, given its own state
     trains: bool = False  # whether it reads the client's training data (else it gets the data to be scored)
+    shared: bool = False  # whether all clients have one and the same
+
+
+class Known(NamedTuple):
+    """Labels that a label-mask model is told when it is tested (C-Tran's inference with partial labels)."""
+
+    number: int = 0  # so many of each example's labels, drawn by the example's row
+    labels: tuple[int, ...] = ()  # or these, in every example
+    seed: int = 0
+
+    def states(self, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """States [m, C] int8 of the targets y [m, C] of these rows [m] of the pool."""
+        known = np.zeros(y.shape, bool)
+        known[:, list(self.labels)] = True
+        for i, row in enumerate(rows if self.number else ()):
+            rng = np.random.default_rng([self.seed, 3, int(row)])
+            known[i, rng.choice(y.shape[1], self.number, replace=False)] = True
+        return np.where(known, y, UNKNOWN).astype(np.int8)
+
+
+class Scores(NamedTuple):
+    """What a model says of one client's rows."""
+
+    id: int
+    logits: np.ndarray  # [m, ...]
+    y: np.ndarray  # [m, ...]
+    unknown: np.ndarray | None  # [m, C] the labels that the model was not told; None: it was told none
 
 
 def candidates(
@@ -44,7 +75,7 @@ def candidates(
     found = {"personal": Candidate(personal), "tuned": Candidate(tuned, trains=True)}
     global_model = algorithm.global_model
     if global_model is not None:
-        found["global"] = Candidate(lambda state, client, data: global_model(state.server))
+        found["global"] = Candidate(lambda state, client, data: global_model(state.server), shared=True)
     return found
 
 
@@ -74,67 +105,176 @@ class Evaluator:
         self._problem, self._task, self._names = problem, task, tuple(client_names)
         self._splits, self._how, self._key = dict(splits), how, key
         self._batch_size = min(batch_size, max(rows.n_max for rows in self._splits.values()))
-        self._compiled: dict[tuple[Candidate, bool], Callable[..., Any]] = {}
+        self._compiled: dict[Candidate, Callable[..., Any]] = {}
 
     def __call__(
-        self, candidate: Candidate, state: State, split: str, ids: np.ndarray, new_client: Client | None = None
+        self,
+        candidate: Candidate,
+        state: State,
+        split: str,
+        ids: np.ndarray,
+        new_client: Client | None = None,
+        known: Known | None = None,
     ) -> dict[str, float | None]:
         """Flat keys `<metric>`, `<metric>/worst`, `<metric>/client/<name>` ... of one model on one split.
 
-        See `metrics.summarise` for the keys. Clients without rows in the split are left out.
+        See `metrics.summarise` for the keys; `<metric>/pooled` is of the rows of all clients together. Clients without
+        rows in the split are left out. One model for all on one test set for all is scored once.
 
         Args:
             ids: the clients to evaluate.
             new_client: the state of one client that never trained, used for all `ids`; None: each has its own in `state`.
+            known: labels that a label-mask model is told; they don't count in the metrics.
         """
         rows = self._splits[split]
         ids = np.asarray([id for id in ids if rows.counts[id] > 0], np.int32)
-        metric = metrics.for_task(self._task)
-        per_client = {
-            self._names[id]: metric(scores, rows.targets(id))
-            for id, scores in self._scores(candidate, state, rows, ids, new_client)
-        }
-        return metrics.summarise(per_client, {self._names[id]: int(rows.counts[id]) for id in ids})
+        alike = candidate.shared and rows.shared and len(ids) > 1
+        scored = list(self.scores(candidate, state, split, ids[:1] if alike else ids, new_client, known))
+        per_client = {self._names[each.id]: self._metrics(each) for each in scored}
+        if alike:
+            (values,) = per_client.values()
+            per_client = {self._names[id]: values for id in ids[:MOST_NAMED]}
+        sizes = dict(zip(self._names, map(int, rows.counts), strict=False))
+        found = metrics.summarise(per_client, sizes)
+        if alike and len(ids) > MOST_NAMED:
+            found = {key: value for key, value in found.items() if "/client/" not in key}
+        if scored and self._task in POOLED:
+            values = self._metrics(pool(scored)) if len(scored) > 1 else self._metrics(scored[0])
+            found |= {f"{name}/pooled": value if np.isfinite(value) else None for name, value in values.items()}
+        return found
 
-    def _scores(
-        self, candidate: Candidate, state: State, rows: Rows, ids: np.ndarray, new_client: Client | None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(id, logits [count, ...]) for each of the clients, a group of equal shape at a time."""
-        group = int(np.clip(self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max), 1, max(1, len(ids))))
-        own_state = new_client is None
-        scorer = jax.jit(self._scorer(candidate, own_state), compiler_options=compiler.options())
-        compiled = self._compiled.setdefault((candidate, own_state), scorer)
-        clients = state.clients if own_state else new_client
+    def _metrics(self, scores: Scores) -> metrics.Metrics:
+        told = {} if scores.unknown is None else {"unknown": scores.unknown}
+        return metrics.for_task(self._task)(scores.logits, scores.y, **told)
+
+    def scores(
+        self,
+        candidate: Candidate,
+        state: State,
+        split: str,
+        ids: np.ndarray,
+        new_client: Client | None = None,
+        known: Known | None = None,
+    ) -> Iterator[Scores]:
+        """The scores of each of these clients, which all have rows in the split; arguments as in `__call__`."""
+        rows = self._splits[split]
+        state = state if new_client is None else state._replace(clients=tree.broadcast(new_client, 1))
+        scorer = self._compiled.setdefault(
+            candidate, jax.jit(self._scorer(candidate), compiler_options=compiler.options())
+        )
+
+        def one_by_one(id: int) -> Array:
+            """A client whose rows don't fit in memory together: a slice of them at a time."""
+            size = max(1, self.GROUP_BYTES // rows.pool.row_bytes)
+            train = self._train(candidate, np.array([id], np.int32))
+            parts, start = [], 0
+            for part in rows.slices(id, size):
+                states = None if known is None else self._states(rows, np.array([id]), known, start, size)
+                data = jax.tree.map(lambda leaf: leaf[None], part)
+                parts.append(scorer(state, data, train, states, self._client(new_client, id)[None])[0])
+                start += size
+            return jnp.concatenate(parts)
+
+        group = self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max)
+        if group == 0:
+            for id in map(int, ids):
+                logits = np.asarray(one_by_one(id))[: rows.counts[id]]
+                yield self._said(rows, id, logits, known)
+            return
+        group = int(np.clip(group, 1, max(1, len(ids))))
         for start in range(0, len(ids), group):
             some = ids[start : start + group]
             padded = np.concatenate([some, np.full(group - len(some), rows.n)]).astype(np.int32)
-            train = self._splits["train"](padded) if candidate.trains else None
-            scores = np.asarray(compiled(state._replace(clients=clients), rows(padded), train))
-            for k, id in enumerate(some):
-                yield int(id), scores[k, : rows.counts[id]]
+            data = rows(padded)
+            states = None if known is None else self._states(rows, padded, known, 0, data.x.shape[1])
+            logits = np.asarray(
+                scorer(state, data, self._train(candidate, padded), states, self._client(new_client, padded))
+            )
+            for k, id in enumerate(map(int, some)):
+                yield self._said(rows, id, logits[k, : rows.counts[id]], known)
 
-    def _scorer(self, candidate: Candidate, own_state: bool) -> Callable[..., Array]:
+    def pooled(self, candidate: Candidate, state: State, split: str, ids: np.ndarray) -> Scores | None:
+        """The scores of the rows of all these clients together (of a set that all share: once); None without rows."""
+        rows = self._splits[split]
+        ids = np.asarray([id for id in ids if rows.counts[id] > 0], np.int32)
+        alike = candidate.shared and rows.shared
+        scored = list(self.scores(candidate, state, split, ids[:1] if alike else ids))
+        return pool(scored) if scored else None
+
+    def example(
+        self, candidate: Candidate, state: State, split: str, id: int, choose: Callable[[np.ndarray], int]
+    ) -> tuple[np.ndarray, np.ndarray, Variables]:
+        """One row of a client, as stored, its target and the client's model; `choose` names it by the client's targets."""
+        rows = self._splits[split]
+        row = rows.index(id)[choose(rows.targets(id))]
+        train = self._train(candidate, np.array([id], np.int32))
+        train = None if train is None else jax.tree.map(lambda leaf: leaf[0], train)
+        data = train or ClientData(jnp.int32(id), *[jnp.zeros(())] * 4)
+        variables = candidate.model(state, tree.take(state.clients, jnp.int32(id)), data)
+        x, y = rows.pool.take(np.array([row]))
+        return np.asarray(x[0]), np.asarray(y[0]), variables
+
+    def _train(self, candidate: Candidate, ids: np.ndarray) -> ClientData | None:
+        return self._splits["train"](ids) if candidate.trains else None
+
+    def _client(self, new_client: Client | None, ids: Any) -> Array:
+        """Which row of the clients' state each client has: its own, or the only one."""
+        ids = np.asarray(ids, np.int32)
+        return jnp.asarray(ids if new_client is None else np.zeros_like(ids))
+
+    def _said(self, rows: Rows, id: int, logits: np.ndarray, known: Known | None) -> Scores:
+        y = rows.targets(id)
+        unknown = None if known is None else known.states(y, rows.index(id)) == UNKNOWN
+        return Scores(id, logits, y, unknown)
+
+    def _states(self, rows: Rows, ids: np.ndarray, known: Known, start: int, size: int) -> Array:
+        """[G, size, C] int8 states of rows start ... start + size of each client; padding is unknown."""
+        labels = rows.pool.y.shape[1]
+        states = np.full((len(ids), size, labels), UNKNOWN, np.int8)
+        for k, id in enumerate(ids):
+            if id < rows.n:
+                index = rows.index(id)[start : start + size]
+                states[k, : len(index)] = known.states(rows.pool.y[index], index)
+        return jnp.asarray(states)
+
+    def _scorer(self, candidate: Candidate) -> Callable[..., Array]:
         batch_size, predict = self._batch_size, self._problem.predict
 
-        def scores(state: State, data: ClientData, train: ClientData | None) -> Float[Array, "G n ..."]:
+        def scores(
+            state: State, data: ClientData, train: ClientData | None, states: Array | None, clients: Array
+        ) -> Float[Array, "G n ..."]:
             n_max = data.x.shape[1]
+            size = min(batch_size, n_max)
 
-            def one_client(data: ClientData, train: ClientData) -> Float[Array, "n ..."]:
-                client = tree.take(state.clients, data.id) if own_state else state.clients
-                variables = candidate.model(state, client, train)
+            def one_client(
+                data: ClientData, train: ClientData, states: Array | None, client: Array
+            ) -> Float[Array, "n ..."]:
+                variables = candidate.model(state, tree.take(state.clients, client), train)
                 key = jax.random.fold_in(self._key, data.id)
 
                 def batch(i: Array, out: Array) -> Array:
-                    start = i * batch_size
-                    index = jnp.minimum(start + jnp.arange(batch_size, dtype=start.dtype), n_max - 1)
+                    start = i * size
+                    index = jnp.minimum(start + jnp.arange(size, dtype=start.dtype), n_max - 1)
+                    told = {} if states is None else {"states": jnp.take(states, index, axis=0)}
                     x = jnp.take(data.x, index, axis=0)
-                    some = predict(variables, x, data.noise, jax.random.fold_in(key, i))
+                    some = predict(variables, x, data.noise, jax.random.fold_in(key, i), **told)
                     return jax.lax.dynamic_update_slice_in_dim(out, some, start, axis=0)
 
                 shape = jax.eval_shape(predict, variables, data.x[:1], data.noise, key)
-                out = jnp.zeros((n_max + -n_max % batch_size, *shape.shape[1:]), shape.dtype)
-                return jax.lax.fori_loop(0, -(-data.count // batch_size), batch, out)[:n_max]
+                out = jnp.zeros((n_max + -n_max % size, *shape.shape[1:]), shape.dtype)
+                return jax.lax.fori_loop(0, -(-data.count // size), batch, out)[:n_max]
 
-            return client_map(one_client, self._how)(data, data if train is None else train)
+            return client_map(one_client, self._how)(data, data if train is None else train, states, clients)
 
         return scores
+
+
+def pool(scores: Sequence[Scores]) -> Scores:
+    """The rows of all clients together."""
+    unknown = [each.unknown for each in scores if each.unknown is not None]
+    return Scores(
+        -1,
+        np.concatenate([each.logits for each in scores]),
+        np.concatenate([each.y for each in scores]),
+        np.concatenate(unknown) if unknown else None,
+    )

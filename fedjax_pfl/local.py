@@ -19,10 +19,23 @@ class Batch(NamedTuple):
     y: Array  # [B, ...]
     mask: Bool[Array, " B"]
     noise: Float[Array, ""]
+    index: Int[Array, " B"]  # which rows of the client's data these are
 
 
 Loss = Callable[[Variables, Batch, Key[Array, ""]], tuple[Float[Array, ""], Any]]
-"""Mean loss over the real rows of a batch, and the collections that training changes ({'batch_stats': ...} or {})."""
+"""Mean (or, see `Training.summed`, summed) loss over the real rows of a batch, and the collections that training changes
+({'batch_stats': ...} or {})."""
+
+
+class LabelMask(NamedTuple):
+    """What a label-mask model offers to methods that decide which labels it is told (see `models.ctran`)."""
+
+    loss: Callable[..., tuple[Float[Array, ""], Any]]
+    """As `Loss`, with a keyword `remask(x, states, batch) -> states` that may change label-mask training's states [B, C] of
+    the batch whose network inputs are x. The loss counts the labels that end up unknown."""
+    logits: Callable[[Variables, Array], Float[Array, "B C"]]  # of network inputs x, evaluation mode, all labels unknown
+    table: Callable[[Variables, ClientData], Float[Array, "n_max C"]] | None
+    """The same of all of a client's rows, where a row always gives the same network input: without augmentation or noise."""
 
 
 class Training(NamedTuple):
@@ -37,6 +50,8 @@ class Training(NamedTuple):
     drop_last: bool = False  # drop an epoch's last, incomplete batch (a client smaller than a batch then makes no step)
     batch_norm: str = "aggregate"  # aggregate | local | local-statistics
     how: How = "auto"  # see core.client_map
+    summed: bool = False  # the loss is a batch's sum, not its mean
+    label_mask: LabelMask | None = None  # where the model is a label-mask one
 
     def steps_per_epoch(self, count: Int[Array, ""]) -> Int[Array, ""]:
         """Number of batches in one epoch over `count` examples."""
@@ -59,7 +74,7 @@ def permutation(key: Key[Array, ""], count: Int[Array, ""], n_max: int) -> Int[A
 
 def rows(data: ClientData, index: Int[Array, " B"], mask: Bool[Array, " B"]) -> Batch:
     """The batch of the given rows."""
-    return Batch(jnp.take(data.x, index, axis=0), jnp.take(data.y, index, axis=0), mask, data.noise)
+    return Batch(jnp.take(data.x, index, axis=0), jnp.take(data.y, index, axis=0), mask, data.noise, index)
 
 
 def train(
@@ -79,7 +94,7 @@ def train(
     step i of it fold_in(fold_in(., 1), i); so the same key gives the same batches to two models.
 
     Returns:
-        The trained variables, and the loss summed over the examples seen.
+        The trained variables, and the loss summed over the examples seen, in all and in the last epoch.
     """
     loss = loss or training.loss
     batch_size, n_max = training.batch_size, data.x.shape[0]
@@ -99,19 +114,26 @@ def train(
         )
         updates, opt_state = tx.update(grads, opt_state, params)
         seen = jnp.sum(mask, dtype=jnp.int32)
-        metrics = Metrics(metrics.loss + value_ * seen.astype(value_.dtype), metrics.examples + seen, metrics.steps + 1)
+        total = value_ if training.summed else value_ * seen.astype(value_.dtype)
+        metrics = Metrics(
+            metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total
+        )
         return optax.apply_updates(params, updates), {**rest, **changed}, opt_state, metrics, order, key
 
     def epoch(e, carry):
+        params, rest, opt_state, metrics = carry
+        metrics = metrics._replace(last_epoch=jnp.zeros_like(metrics.last_epoch))
         key_e = jax.random.fold_in(key, e)
         order = permutation(jax.random.fold_in(key_e, 0), data.count, n_max)
         order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
-        carry = jax.lax.fori_loop(0, steps, step, (*carry, order, jax.random.fold_in(key_e, 1)))
+        carry = (params, rest, opt_state, metrics, order, jax.random.fold_in(key_e, 1))
+        carry = jax.lax.fori_loop(0, steps, step, carry)
         return carry[:4]
 
     params, rest = variables["params"], {name: part for name, part in variables.items() if name != "params"}
     dtype = jax.eval_shape(value, params, rest, rows(data, *_first(batch_size)), key)[0].dtype
-    metrics = Metrics(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
+    metrics = Metrics(zero, none, none, zero)
     carry = (params, rest, tx.init(params), metrics)
     params, rest, _, metrics = jax.lax.fori_loop(0, training.epochs if epochs is None else epochs, epoch, carry)
     return {"params": params, **rest}, metrics
@@ -131,7 +153,7 @@ def gradient(training: Training, variables: Variables, data: ClientData, key: Ke
         grads = jax.grad(
             lambda params: training.loss({"params": params, **rest}, batch, jax.random.fold_in(key, i))[0]
         )(variables["params"])
-        return tree.add(total, tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
+        return tree.add(total, grads if training.summed else tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
 
     total = jax.lax.fori_loop(0, -(-data.count // batch_size), add_batch, tree.zeros_like(variables["params"]))
     return tree.scale(1 / jnp.maximum(data.count, 1).astype(jnp.result_type(float)), total)

@@ -1,22 +1,48 @@
 """Metrics of one client's split, on the host in NumPy, and their summary over clients.
 
-Each equals scikit-learn's on the same scores. What can't be computed is NaN, never a guess.
+Each equals scikit-learn's on the same scores. What can't be computed is NaN, never a guess. The multi-label ones that need
+no ranking also come as sums (`counts`, `merge`, `from_counts`), which a device can add up batch by batch.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fedjax_pfl.registry import lookup
 
 Metrics = dict[str, float]
+Either = Array | np.ndarray
 NAMES: dict[str, tuple[str, ...]] = {
     "single": ("accuracy", "balanced_accuracy", "macro_f1", "auc", "loss"),
-    "multi": ("c_ap", "o_ap", "cf1", "of1", "subset_accuracy", "hamming_accuracy", "loss"),
+    "multi": (
+        *("c_ap", "c_p", "c_r", "c_f1", "o_ap", "o_p", "o_r", "o_f1"),
+        *("subset_accuracy", "hamming_accuracy", "example_f1", "loss"),
+    ),
     "mask": ("dice", "pixel_accuracy", "loss"),
 }
 MAIN = {"single": "macro_f1", "multi": "c_ap", "mask": "dice"}
+BLOCK = 2**20  # entries that the host converts to float64 at a time
+
+
+class Counts(NamedTuple):
+    """Sums over examples, which `from_counts` turns into metrics; those of two sets of examples add up.
+
+    The integers are exact on a device without 64-bit types too: none counts more than the number of examples.
+    """
+
+    hits: Int[Either, " L"]  # claimed and actual
+    claimed: Int[Either, " L"]  # predicted
+    actual: Int[Either, " L"]  # positive
+    entries: Int[Either, " L"]  # counted examples of the label
+    loss: Float[Either, " L"]  # binary cross entropy, nats
+    rows: Int[Either, ""]  # examples with a counted entry
+    exact: Int[Either, ""]  # of those, the ones without an error
+    claiming: Int[Either, ""]  # of those, the ones with a target or a prediction
+    f1: Float[Either, ""]  # the sum of their F1
 
 
 def single_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
@@ -44,29 +70,109 @@ def single_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
     }
 
 
-def multi_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
-    """Metrics of logits [m, L] with targets [m, L] in {0, 1}; all NaN for m = 0.
+def multi_label(scores: np.ndarray, y: np.ndarray, unknown: np.ndarray | None = None) -> Metrics:
+    """Metrics of logits [m, L] with targets [m, L] in {0, 1}; all NaN where nothing is counted (m = 0).
 
-    A label is predicted where sigma(z) >= 0.5. `c_ap` is the mean average precision over labels with a positive (NaN
-    when none has one), `o_ap` that of all (example, label) pairs taken together; `cf1` the harmonic mean of the
-    class-averaged precision and recall, not the mean of F1s; `of1` the same on totals (both 0 where they are 0/0).
+    `c_ap` is the mean average precision over the labels with a positive, `o_ap` that of all (example, label) pairs taken
+    together; NaN where there is no positive. They rank the logits, so that scores which a sigmoid would round to 1 differ.
+
+    A label is predicted where sigma(z) >= 0.5, that is where z >= 0. `c_p` and `c_r` are precision and recall averaged over
+    ALL labels, `c_f1` their harmonic mean (not the mean of F1s); `o_p`, `o_r`, `o_f1` are the same of the totals. All six
+    are 0 where they are 0/0. `example_f1` is the mean of 2 |Y & P| / (|Y| + |P|) over the examples with a target or a
+    prediction, NaN without one. `subset_accuracy` is the share of examples without an error, `hamming_accuracy` of entries;
+    `loss` the mean binary cross entropy in nats.
+
+    Logits that aren't finite count as the finite ones next to them, NaN as 0; the loss stays undefined and shows them.
+
+    Args:
+        unknown: [m, L], True where the model did NOT know the label: only these entries are counted, in every metric.
+            None: all.
+
+    Source: the multi-label metrics of C-Tran (Lanchantin et al. 2021) and FedLGT (Liu et al. 2024).
     """
-    if len(scores) == 0:
-        return _undefined("multi")
-    y = np.asarray(y).astype(bool)
-    with np.errstate(over="ignore"):
-        p = 1 / (1 + np.exp(-_finite(scores)))
-    predicted = p >= 0.5
-    hits, actual, claimed = (y & predicted).sum(0), y.sum(0), predicted.sum(0)
-    ap = _average_precision(p, y)[actual > 0]
+    z, y, unknown = _arrays(scores, y, unknown)
+    ap = _class_ap(z, y, unknown)
+    some = np.isfinite(ap)
+    everything = (z.ravel(), y.ravel()) if unknown is None else (z[unknown], y[unknown])
+    found = {
+        "c_ap": float(ap[some].mean()) if some.any() else np.nan,
+        "o_ap": _average_precision(*everything),
+        **from_counts(_counts_in_blocks(z, y, unknown)),
+    }
+    return {name: found[name] for name in NAMES["multi"]}
+
+
+def per_class(scores: np.ndarray, y: np.ndarray, unknown: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """For each of the L labels: `ap` (NaN without a positive), `precision`, `recall`, `f1` (0 where 0/0), `positives`.
+
+    Arguments as in `multi_label`, whose `c_ap` is the mean of the defined `ap`, `c_p` and `c_r` those of `precision` and
+    `recall`.
+    """
+    z, y, unknown = _arrays(scores, y, unknown)
+    c = _counts_in_blocks(z, y, unknown)
     return {
-        "c_ap": float(ap.mean()) if ap.size else np.nan,
-        "o_ap": float(_average_precision(p.reshape(-1, 1), y.reshape(-1, 1))[0]),
-        "cf1": _harmonic(float(_ratio(hits, claimed).mean()), float(_ratio(hits, actual).mean())),
-        "of1": float(_ratio(2 * hits.sum(), actual.sum() + claimed.sum())),
-        "subset_accuracy": float((y == predicted).all(1).mean()),
-        "hamming_accuracy": float((y == predicted).mean()),
-        "loss": _binary_cross_entropy(scores, y),
+        "ap": _class_ap(z, y, unknown),
+        "precision": _ratio(c.hits, c.claimed),
+        "recall": _ratio(c.hits, c.actual),
+        "f1": _ratio(2 * c.hits, c.claimed + c.actual),
+        "positives": np.asarray(c.actual),
+    }
+
+
+def counts(logits: Float[Either, "m L"], y: Shaped[Either, "m L"], mask: Bool[Either, "m ..."] | None = None) -> Counts:
+    """The sums behind the metrics of a batch; it runs under `jit` and `vmap`, and on NumPy arrays.
+
+    Args:
+        logits, y: as in `multi_label`, y of any type.
+        mask: what is counted: rows (False: padding) or entries (False: padding, or known to the model); None: all. What is
+            not counted may hold anything.
+    """
+    xp: Any = np if isinstance(logits, np.ndarray) else jnp
+    z: Any = logits.astype(xp.promote_types(logits.dtype, np.float32))
+    counted: Any = xp.ones(z.shape, bool)
+    if mask is not None:
+        counted = counted & (mask if mask.ndim == 2 else mask[:, None])
+    target = y.astype(bool) & counted
+    claim = ~(z < 0) & counted  # NaN counts as 0
+    hit, x = target & claim, xp.where(target, -z, z)
+    loss = xp.maximum(x, 0) + xp.log1p(xp.exp(-abs(x)))
+    size = (target.sum(1) + claim.sum(1)).astype(z.dtype)
+    return Counts(
+        hits=hit.sum(0),
+        claimed=claim.sum(0),
+        actual=target.sum(0),
+        entries=counted.sum(0),
+        loss=xp.where(counted, loss, 0).sum(0),
+        rows=counted.any(1).sum(),
+        exact=(counted.any(1) & (target == claim).all(1)).sum(),
+        claiming=(size > 0).sum(),
+        f1=(2 * hit.sum(1).astype(z.dtype) / xp.maximum(size, 1)).sum(),
+    )
+
+
+def merge(a: Counts, b: Counts) -> Counts:
+    """The sums of both sets of examples."""
+    return Counts(*(x + y for x, y in zip(a, b, strict=True)))
+
+
+def from_counts(sums: Counts) -> Metrics:
+    """The metrics of `multi_label` but `c_ap` and `o_ap`, on the host."""
+    c = Counts(*(np.asarray(x, np.float64 if np.asarray(x).dtype.kind == "f" else np.int64) for x in sums))
+    if not c.rows:
+        return {name: np.nan for name in NAMES["multi"] if not name.endswith("_ap")}
+    hits, claimed, actual, entries = c.hits.sum(), c.claimed.sum(), c.actual.sum(), c.entries.sum()
+    precision, recall = float(_ratio(c.hits, c.claimed).mean()), float(_ratio(c.hits, c.actual).mean())
+    return {
+        "c_p": precision,
+        "c_r": recall,
+        "c_f1": _harmonic(precision, recall),
+        "o_p": float(_ratio(hits, claimed)),
+        "o_r": float(_ratio(hits, actual)),
+        "o_f1": float(_ratio(2 * hits, actual + claimed)),
+        "subset_accuracy": float(c.exact / c.rows),
+        "hamming_accuracy": float(1 - (claimed + actual - 2 * hits) / entries),
+        "example_f1": float(c.f1 / c.claiming) if c.claiming else np.nan,
+        "loss": float(c.loss.sum() / entries),
     }
 
 
@@ -215,14 +321,46 @@ def _macro_auc(p: np.ndarray, y: np.ndarray) -> float:
     return float((u / (n * (m - n))).mean())
 
 
-def _average_precision(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sum over thresholds of (R_n - R_{n-1}) P_n for each column of p [m, L]; equal scores share one threshold.
+def _arrays(
+    scores: np.ndarray, y: np.ndarray, unknown: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Scores as float32 or float64, the rest as booleans; nothing is copied that is so already."""
+    z = np.asarray(scores)
+    z = z.astype(np.promote_types(z.dtype, np.float32), copy=False)
+    return z, np.asarray(y).astype(bool), None if unknown is None else np.asarray(unknown).astype(bool)
 
-    NaN for a column without positives.
+
+def _counts_in_blocks(z: np.ndarray, y: np.ndarray, unknown: np.ndarray | None) -> Counts:
+    """`counts` in float64, a block of rows at a time."""
+    rows = max(1, BLOCK // max(1, z.shape[1]))
+    blocks = (slice(start, start + rows) for start in range(0, max(1, len(z)), rows))
+    parts = (counts(z[b].astype(np.float64), y[b], None if unknown is None else unknown[b]) for b in blocks)
+    return functools.reduce(merge, parts)
+
+
+def _class_ap(z: np.ndarray, y: np.ndarray, unknown: np.ndarray | None, columns: int = 32) -> np.ndarray:
+    """Average precision of each column; a few columns are laid out in a row each, since strided reads are slow."""
+    ap = []
+    for start in range(0, z.shape[1], columns):
+        some = slice(start, start + columns)
+        block, positive = z[:, some].T.copy(), y[:, some].T.copy()
+        counted = [slice(None)] * len(block) if unknown is None else unknown[:, some].T.copy()
+        ap += [_average_precision(a[c], b[c]) for a, b, c in zip(block, positive, counted, strict=True)]
+    return np.array(ap, np.float64)
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Sum over thresholds of (R_n - R_{n-1}) P_n; equal scores share one threshold. NaN without a positive.
+
+    It is the mean over the positives of the precision at each one's score, so that two plain sorts do: no permutation of
+    the labels. Takes scores [m] and booleans [m].
     """
-    order = (-p).argsort(0)
-    hits = np.take_along_axis(y, order, 0)
-    _, last = _tie_ends(np.take_along_axis(p, order, 0))
-    precision = np.take_along_axis(hits.cumsum(0), last, 0) / (last + 1)
-    with np.errstate(invalid="ignore"):
-        return (precision * hits).sum(0) / y.sum(0)
+    scores = np.nan_to_num(scores)  # a copy
+    mine = np.sort(scores[positive])
+    scores.sort()
+    total = 0.0
+    for start in range(0, len(mine), BLOCK):
+        some = mine[start : start + BLOCK]
+        hits, claimed = len(mine) - np.searchsorted(mine, some), len(scores) - np.searchsorted(scores, some)
+        total += float((hits / claimed).sum())
+    return total / len(mine) if len(mine) else np.nan

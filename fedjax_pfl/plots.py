@@ -20,16 +20,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 GREY = "#9A9A9A"
 MAX_LINES, MAX_BARS = 10, 20  # clients drawn one by one
+MAX_CLASSES, ENDS, MAX_LABELS = (
+    40,
+    10,
+    30,
+)  # classes drawn one by one, else this many best and worst; labels of one image
 WORDS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "auc": "macro AUC",
     "loss": "loss [nats]",
-    "c_ap": "C-AP",
-    "o_ap": "O-AP",
-    "cf1": "CF1",
-    "of1": "OF1",
+    **{f"{kind}_{short}": f"{kind}-{short}".upper() for kind in "co" for short in ("ap", "p", "r", "f1")},
     "dice": "Dice",
 }
 
@@ -153,6 +155,134 @@ def _by_client(axes: Any, record: Record, metric: str) -> None:
         )
     axes.set_xlabel("client" if few else "clients, sorted by value")
     _legend(axes)
+
+
+def per_class_ap(names: Sequence[str], ap: np.ndarray, positives: np.ndarray, path: Path) -> bool:
+    """Draw the average precision of each class, the best first; with many classes its curve, and the best and worst ten.
+
+    Args:
+        names, ap, positives: of each of the C classes: name, average precision (NaN: no positive, not drawn), number of
+            positives.
+        path: the PNG to write; its folder is made.
+
+    Returns:
+        Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
+    """
+    ap = np.asarray(ap, np.float64)
+    order = np.argsort(-ap, kind="stable")[: int(np.isfinite(ap).sum())]
+    labels = [f"{_short(str(names[i]))} ({positives[i]:,})" for i in order]
+    ranked = ap[order]
+    many = len(order) > MAX_CLASSES
+    figure = _figure((10, 5) if many else (7, 1.4 + 0.22 * max(4, len(order))))
+    if figure is None:
+        return False
+    mean = (
+        f"C-AP {100 * ranked.mean():.1f} %, mean over {len(order)} classes" if len(order) else "no class has positives"
+    )
+    left_out = f"; {len(ap) - len(order)} without positives left out" if len(order) < len(ap) else ""
+    figure.suptitle(f"{mean}{left_out}", fontsize=10, x=0.01, ha="left")
+    if many:
+        curve_axes, bars = figure.subplots(1, 2, width_ratios=(1.2, 1))
+        _line(curve_axes, (list(range(1, len(order) + 1)), list(100 * ranked)), color=COLOURS[0])
+        curve_axes.axhline(100 * ranked.mean(), color=GREY, linestyle="--", linewidth=1)
+        curve_axes.set(xlim=(1, len(order)), ylim=(0, 100), xlabel="rank of the class")
+        _dress(curve_axes, "All classes", "average precision [%]")
+        labels, ranked = [*labels[:ENDS], "⋮", *labels[-ENDS:]], np.array([*ranked[:ENDS], np.nan, *ranked[-ENDS:]])
+        _bars(bars, labels, 100 * ranked, f"The {ENDS} best and the {ENDS} worst (positives)")
+    else:
+        bars = figure.subplots()
+        _bars(bars, labels, 100 * ranked, "Average precision by class (positives)")
+        bars.axvline(100 * ranked.mean() if len(order) else 0, color=GREY, linestyle="--", linewidth=1)
+    bars.set_xlabel("average precision [%]")
+    return _save(figure, path)
+
+
+def attention(
+    image: np.ndarray,
+    names: Sequence[str],
+    labels_to_labels: np.ndarray,
+    path: Path,
+    probabilities: np.ndarray,
+    targets: np.ndarray | None = None,
+) -> bool:
+    """Draw one image, how its labels attend to each other, and what is predicted; the most probable 30 labels at most.
+
+    Args:
+        image: [H, W], [H, W, 1] or [H, W, 3]; uint8, or numbers that are drawn from their least to their greatest.
+        names: of the C labels.
+        labels_to_labels: [C, C], the attention weight of the row's label to the column's, e.g. the mean over the heads of
+            the last layer.
+        path: the PNG to write; its folder is made.
+        probabilities: [C], predicted.
+        targets: [C] in {0, 1}, drawn as the colour of the bars; None: not known.
+
+    Returns:
+        Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    order = np.argsort(-probabilities, kind="stable")[:MAX_LABELS]
+    labels, n = [_short(str(names[i])) for i in order], len(order)
+    side, text = 0.22 * max(10, n), 0.07 * max(map(len, labels))  # inches: the matrix, and the longest label beside it
+    widths = (max(2.6, 0.5 * side), side + text + 1.4, 2.2 + text)
+    figure = _figure((sum(widths), side + text + 1.2))
+    if figure is None:
+        return False
+    image_axes, matrix, bars = figure.subplots(1, 3, width_ratios=widths)
+    image_axes.imshow(_picture(image), cmap="gray")
+    image_axes.set_axis_off()
+    image_axes.set_title("Image", fontsize=10, loc="left")
+
+    weights = np.asarray(labels_to_labels, np.float64)[np.ix_(order, order)]
+    heat = matrix.imshow(weights, cmap="Blues", vmin=0, aspect="auto")
+    matrix.set_xticks(range(n), labels, rotation=90, fontsize=8)
+    matrix.set_yticks(range(n), labels, fontsize=8)
+    matrix.set(xlabel="attended label", ylabel="attending label")
+    of = f", {n} most probable of {len(names)} labels" if n < len(names) else ""
+    matrix.set_title(f"Attention between labels{of}", fontsize=10, loc="left")
+    figure.colorbar(heat, ax=matrix, shrink=0.8, label="attention weight")
+
+    _bars(bars, labels, 100 * probabilities[order], "Predicted")
+    bars.axvline(50, color=GREY, linestyle="--", linewidth=1)
+    bars.set_xlabel("probability [%]")
+    if targets is not None:
+        from matplotlib.patches import Patch
+
+        for bar, target in zip(bars.patches, np.asarray(targets)[order], strict=True):
+            bar.set_color(COLOURS[2] if target else GREY)
+        keys = [Patch(color=COLOURS[2], label="in the image"), Patch(color=GREY, label="not in it")]
+        figure.legend(handles=keys, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def _bars(axes: Any, labels: Sequence[str], percent: np.ndarray, title: str) -> None:
+    """Horizontal bars, the first on top; NaN draws none."""
+    axes.barh(np.arange(len(labels)), percent, 0.75, color=COLOURS[0])
+    for i, value in enumerate(percent):
+        if np.isfinite(value):
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the dashed line
+            axes.text(value + 1.5, i, f"{value:.1f}", va="center", fontsize=7, bbox=box)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set(ylim=(max(1, len(labels)) - 0.5, -0.5), xlim=(0, 116), xticks=range(0, 101, 20))
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _short(name: str, most: int = 28) -> str:
+    """A name that fits beside a bar; matplotlib would read a dollar sign as the start of a formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
+
+
+def _picture(image: np.ndarray) -> np.ndarray:
+    """An image as matplotlib draws it: [H, W] or [H, W, 3], uint8 or 0..1."""
+    image = np.asarray(image)
+    image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    if image.dtype == np.uint8:
+        return image
+    image = image.astype(np.float64)
+    return (image - image.min()) / max(float(np.ptp(image)), 1e-12)
 
 
 def curve(records: Sequence[Record], key: str) -> Curve:

@@ -1,6 +1,7 @@
 """What is to be learnt: a model, its inputs as the network sees them, and the loss of a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from fedjax_pfl import losses
-from fedjax_pfl.core import Variables
+from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.data import augment
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.local import Batch, Loss
+from fedjax_pfl.local import Batch, LabelMask, Loss
 from fedjax_pfl.models import weights
+from fedjax_pfl.models.ctran import UNKNOWN, LabelMaskTransformer, draw_states
 from fedjax_pfl.models.layers import Classifier
+
+Remask = Callable[[Array, Array, Batch], Array]
 
 
 class Problem(NamedTuple):
@@ -23,7 +27,11 @@ class Problem(NamedTuple):
     model: Classifier
     init: Callable[[Key[Array, ""]], Variables]
     loss: Loss  # training mode: augmented inputs, batch statistics, dropout
-    predict: Callable[[Variables, Array, Float[Array, ""], Key[Array, ""]], Any]  # logits [B, ...], evaluation mode
+    predict: Callable[..., Any]
+    """(variables, x, noise, key, states=None) -> logits [B, ...], evaluation mode; of a label-mask model with the labels of
+    `states` [B, C] known, or none."""
+    summed: bool = False  # the loss is a batch's sum, not its mean
+    label_mask: LabelMask | None = None  # where the model is a label-mask one
 
 
 def build(
@@ -31,7 +39,8 @@ def build(
     example: np.ndarray,
     task: str,
     *,
-    loss: Callable[[Array, Array], Array] | None = None,
+    loss: Callable[..., Array] | None = None,
+    summed: bool = False,
     augmentation: Any = None,
     noisy: bool = False,
     weights_file: str = "",
@@ -46,7 +55,9 @@ def build(
     Args:
         example: one stored input, [H, W, C] uint8 or float, or [d].
         task: 'single', 'multi' or 'mask'.
-        loss: of one example's logits and target; the task's default where None.
+        loss: of one example's logits and target; the task's default where None. A label-mask model's also takes which
+            labels count.
+        summed: put a batch's losses together as their sum (FedLGT's), not their mean.
         augmentation: the config's section `augment`, or None for neither augmentation nor normalisation.
         weights_file: PyTorch weights to start from; '' for the model's random initial values.
         new_head: take all but the classifier from that file.
@@ -77,26 +88,79 @@ def build(
         except UserError as error:
             raise UserError(f"{weights_file}: {error}") from None
 
-    def batch_loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
+    def inputs(batch: Batch, key_augment: Key[Array, ""], key_noise: Key[Array, ""]) -> tuple[Array, Array]:
+        """What the network sees of a training batch: augmented, with noise, normalised; and the targets."""
         x, y = scaled(batch.x), batch.y
-        key_augment, key_noise, key_dropout = jax.random.split(key, 3)
         if change is not None:
             keys = jax.random.split(key_augment, x.shape[0])
             x, y = jax.vmap(change)(keys, x, y) if task == "mask" else (jax.vmap(change)(keys, x), y)
-        x = normalise(add_noise(x, batch.noise, key_noise))
+        return normalise(add_noise(x, batch.noise, key_noise)), y
+
+    def over_batch(each: Array, mask: Array) -> Array:
+        # where, not a product: what a padding row holds must not matter, not even a NaN
+        total = jnp.sum(jnp.where(mask, each, jnp.zeros_like(each)))
+        return total if summed else total / jnp.maximum(jnp.sum(mask.astype(each.dtype)), 1)
+
+    def batch_loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
+        key_augment, key_noise, key_dropout = jax.random.split(key, 3)
+        x, y = inputs(batch, key_augment, key_noise)
         logits, changed = model.apply(
             variables, x, train=True, mask=batch.mask, mutable=["batch_stats"], rngs={"dropout": key_dropout}
         )
-        each = jax.vmap(loss)(logits, y)
-        real = batch.mask.astype(each.dtype)
-        # where, not a product: what a padding row holds must not matter, not even a NaN
-        total = jnp.sum(jnp.where(batch.mask, each, jnp.zeros_like(each)))
-        return total / jnp.maximum(jnp.sum(real), 1), changed
+        return over_batch(jax.vmap(loss)(logits, y), batch.mask), changed
 
-    def predict(variables: Variables, x: Array, noise: Array, key: Key[Array, ""]) -> Any:
-        return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False)
+    def masked_loss(
+        variables: Variables, batch: Batch, key: Key[Array, ""], remask: Remask | None = None
+    ) -> tuple[Array, Any]:
+        key_augment, key_noise, key_dropout, key_states = jax.random.split(key, 4)
+        x, y = inputs(batch, key_augment, key_noise)
+        draw = partial(draw_states, share=model.known)
+        states = jax.vmap(draw)(jax.random.split(key_states, x.shape[0]), y)
+        states = states if remask is None else remask(x, states, batch)
+        logits, changed = model.apply(
+            variables,
+            x,
+            train=True,
+            mask=batch.mask,
+            states=states,
+            mutable=["batch_stats"],
+            rngs={"dropout": key_dropout},
+        )
+        return over_batch(jax.vmap(loss)(logits, y, states == UNKNOWN), batch.mask), changed
 
-    return Problem(model, init, batch_loss, predict)
+    def predict(
+        variables: Variables, x: Array, noise: Array, key: Key[Array, ""], states: Array | None = None
+    ) -> Any:
+        known = {} if states is None else {"states": states}
+        return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False, **known)
+
+    if not isinstance(model, LabelMaskTransformer):
+        return Problem(model, init, batch_loss, predict, summed)
+    if task != "multi":
+        raise UserError(f"config.model.name: a label-mask model needs several labels an example, the task is '{task}'")
+    fixed = not noisy and (augmentation is None or not augment.active(augmentation))
+    label_mask = LabelMask(
+        masked_loss,
+        lambda variables, x: model.apply(variables, x, train=False),
+        partial(_table, predict) if fixed else None,
+    )
+    return Problem(model, init, masked_loss, predict, summed, label_mask)
+
+
+def _table(predict: Callable[..., Array], variables: Variables, data: ClientData, size: int = 64) -> Array:
+    """Logits [n_max, C] of all of a client's rows, `size` at a time; those of padding rows are 0."""
+    n_max = data.x.shape[0]
+    size, key = min(size, n_max), jax.random.key(0)
+
+    def some(i: Array, out: Array) -> Array:
+        start = i * size
+        index = jnp.minimum(start + jnp.arange(size, dtype=start.dtype), n_max - 1)
+        logits = predict(variables, jnp.take(data.x, index, axis=0), data.noise, key)
+        return jax.lax.dynamic_update_slice_in_dim(out, logits, start, axis=0)
+
+    shape = jax.eval_shape(predict, variables, data.x[:1], data.noise, key)
+    out = jnp.zeros((n_max + -n_max % size, *shape.shape[1:]), shape.dtype)
+    return jax.lax.fori_loop(0, -(-data.count // size), some, out)[:n_max]
 
 
 def check(problem: Problem, example: np.ndarray, target: np.ndarray, classes: int) -> None:

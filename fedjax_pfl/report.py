@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fedjax_pfl.metrics import lower_is_better
 FIELDS = ("name", "method", "model", "seed", "rounds", "data", "fingerprint", "clients", "main_metric", "seconds")
 SPLITS = {"test": "Test", "held_out": "Held-out clients"}
 MODELS = ("personal", "tuned", "global")
+PAPERS = tuple(f"{kind}_{short}" for kind in "co" for short in ("ap", "p", "r", "f1"))  # multi-label papers' columns
 MAX_CLIENTS = 10  # with more, the clients get no columns of their own; report_runs.csv has them all
 
 
@@ -50,7 +51,8 @@ def run(
 
     Runs of one `name` are the seeds of one method: their configs may differ in nothing else. Each row is a method's
     personal, tuned or global model, each number the mean ± standard deviation (ddof 1) over its seeds. `report.csv`
-    holds the table's raw numbers, `report_runs.csv` every value of every run.
+    holds the tables' raw numbers, `report_runs.csv` every value of every run. Multi-label runs get a second table, laid
+    out as their papers do: one row per method, C-AP to O-F1 in percent.
 
     Args:
         runs: run folders, or folders that hold any number of them at any depth.
@@ -86,6 +88,28 @@ def run(
     except OSError as error:
         raise UserError(f"the report can't be written into {folder}: {error.strerror}") from None
     return text
+
+
+def write_per_class(path: Path, names: Sequence[str], values: Mapping[str, np.ndarray]) -> None:
+    """Write `per_class.csv`: class, positives, AP, P, R, F1, a line per class; the AP is empty where it is undefined.
+
+    Args:
+        path: the file; its folder is made.
+        names: of the L classes.
+        values: as `metrics.per_class` returns them, [L] each.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    columns = {"positives": "positives", "AP": "ap", "P": "precision", "R": "recall", "F1": "f1"}
+    numbers = zip(*(np.asarray(values[key]).tolist() for key in columns.values()), strict=True)
+    lines = [{"class": name, **dict(zip(columns, row, strict=True))} for name, row in zip(names, numbers, strict=True)]
+    lines = [{key: "" if value != value else value for key, value in line.items()} for line in lines]  # NaN: undefined
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_csv(lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
 
 
 def _find(folders: Sequence[str | Path]) -> list[Path]:
@@ -190,7 +214,7 @@ def _config_difference(a: Run, b: Run) -> str | None:
 
 
 def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: str) -> list[Row]:
-    """The rows of one split. Their columns: metrics, worst client and spread of the main one, clients, seconds."""
+    """The rows of one split. Columns: metrics, worst client and spread of the main one, clients, pooled ones, seconds."""
     flat = [key for run in runs for key in run.summary[which] if key.startswith(f"{split}/")]
     keys = list(dict.fromkeys(key.split("/", 2)[2] for key in flat if key.count("/") >= 2))
     if not keys:
@@ -202,7 +226,8 @@ def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: 
             raise UserError(f"metrics: unknown name '{metric}'{nearest(metric, known)}")
     columns = list(wanted or sorted(known, key=lambda metric: metric != main))
     clients = [key for key in keys if key.startswith(f"{main}/client/")]
-    columns += [f"{main}/worst", f"{main}/std", *(clients if len(clients) <= MAX_CLIENTS else ())]
+    pooled = [f"{metric}/pooled" for metric in columns if f"{metric}/pooled" in keys]
+    columns += [f"{main}/worst", f"{main}/std", *(clients if len(clients) <= MAX_CLIENTS else ()), *pooled]
     rows = []
     for name, group in _by_name(runs).items():
         for model in MODELS:
@@ -219,7 +244,8 @@ def _markdown(rows: Sequence[Row], which: str) -> str:
     parts = [f"# Report: {'best round by validation' if which == 'best' else 'last round'}\n"]
     for split, title in SPLITS.items():
         if table := [row for row in rows if row.split == split]:
-            parts += [f"## {title}\n", _table(table)]
+            columns = [column for column in table[0].values if not _is_pooled(column)]
+            parts += [f"## {title}\n", _table(table, columns, _number, _title), *_as_in_papers(table)]
     parts.append("Mean over clients, then mean ± standard deviation (ddof 1) over seeds; loss in nats; best in bold.\n")
     parts += _undefined(rows, which)
     for field in ("data", "fingerprint", "clients"):
@@ -229,6 +255,47 @@ def _markdown(rows: Sequence[Row], which: str) -> str:
     if (most := max(run.summary["clients"] for row in rows for run in row.runs)) > MAX_CLIENTS:
         parts.append(f"- {_count(most, 'client')}: each one's values are in report_runs.csv.")
     return "\n".join(parts) + "\n"
+
+
+def _as_in_papers(rows: Sequence[Row]) -> list[str]:
+    """The multi-label table and its note, [] for other tasks: for each method the global model, else the personal one."""
+    metrics = [metric for metric in PAPERS if metric in rows[0].values]
+    if not metrics:
+        return []
+    chosen: dict[str, Row] = {}
+    for row in rows:
+        if row.model in ("personal", "global"):
+            chosen[row.name] = row  # global comes last
+    table = list(chosen.values())
+    pooled = [f"{metric}/pooled" for metric in metrics]
+    # Never some rows on one and some on the other: they differ by much where clients are small.
+    everywhere = all(_has(row, column) for row in table for column in pooled)
+    note = (
+        "on the test examples of all clients taken together"
+        if everywhere
+        else "on each client's test examples, then the mean over clients"
+    )
+    heading = f"### Multi-label, in percent: {note}\n"
+    names = "C: averaged over classes, O: over all pairs of example and class.\n"
+    return [heading, _table(table, pooled if everywhere else metrics, _percent, _paper_title), names] if table else []
+
+
+def _has(row: Row, column: str) -> bool:
+    """Whether each of the row's runs has the column, with a number where its mean over clients has one."""
+    mean = row.values[column.partition("/")[0]]
+    return column in row.values and bool((np.isfinite(row.values[column]) | ~np.isfinite(mean)).all())
+
+
+def _is_pooled(column: str) -> bool:
+    return column.partition("/")[2] == "pooled"  # a client of that name is <metric>/client/pooled
+
+
+def _paper_title(column: str) -> str:
+    return column.partition("/")[0].upper().replace("_", "-")
+
+
+def _percent(value: float, column: str) -> str:
+    return f"{100 * value:.2f}" if np.isfinite(value) else "undefined"
 
 
 def _undefined(rows: Sequence[Row], which: str) -> list[str]:
@@ -249,13 +316,14 @@ def _undefined(rows: Sequence[Row], which: str) -> list[str]:
     return notes
 
 
-def _table(rows: Sequence[Row]) -> str:
-    columns = list(rows[0].values)
-    header = ["method", "model", "seeds", *map(_title, columns)]
+def _table(
+    rows: Sequence[Row], columns: Sequence[str], number: Callable[[float, str], str], title: Callable[[str], str]
+) -> str:
+    header = ["method", "model", "seeds", *map(title, columns)]
     cells = [[row.name.replace("|", r"\|"), row.model, _seeds(row)] for row in rows]
     for column in columns:
         means = [_mean(row.values[column]) for row in rows]
-        shown = [_number(mean, column) for mean in means]
+        shown = [number(mean, column) for mean in means]
         best = None
         if len(rows) > 1 and np.isfinite(means).any():
             best = shown[int(np.nanargmin(means) if _lower(column) else np.nanargmax(means))]
@@ -263,8 +331,8 @@ def _table(rows: Sequence[Row]) -> str:
             values = row.values[column]
             defined = values[np.isfinite(values)]
             if len(defined) > 1:
-                text += f" ± {_number(defined.std(ddof=1), column)}"
-            bold = f"**{text}**" if _number(_mean(values), column) == best else text
+                text += f" ± {number(defined.std(ddof=1), column)}"
+            bold = f"**{text}**" if number(_mean(values), column) == best else text
             line.append(bold + (f" ({len(defined)} of {len(values)})" if 0 < len(defined) < len(values) else ""))
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]  # readable in a terminal too
     rule = ["-" * width if i < 3 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]

@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics, multilabel
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.data import Federation
-from fedjax_pfl.errors import UserError
+from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Training
 from fedjax_pfl.problem import Problem
 
@@ -131,6 +131,8 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
                 return None
             summary = summarise(config, setup, state, progress, checkpoints, main)
             summary["compile_seconds"] = compile_seconds
+            if setup.federation.task == "multi":
+                _write_classes(config, setup, state, workdir)
         finally:
             checkpoints.close()
         log.write_json(workdir / "summary.json", summary)
@@ -162,18 +164,17 @@ def _rounds(
         return cohort.assemble(setup.rows, *setup.sampler(round), multiple=multiple)
 
     some = next_cohort(progress.round)
-    began = time.perf_counter()
-    one_round = core.jit_round(setup.algorithm).lower(state, some, setup.key).compile()
-    compile_seconds = time.perf_counter() - began
+    compiled = _Compiled(setup.algorithm)
     saved = progress.round
     with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
         for round in range(progress.round + 1, end + 1):
             if interrupt.signal is not None:
                 break
+            one_round = compiled.round(state, some, setup.key)
             began = time.perf_counter()
             state, report = one_round(state, some, setup.key)
             if round < end:
-                some = next_cohort(round)  # the host gathers the next cohort while the device works
+                some = next_cohort(round)  # the host reads and gathers the next cohort while the device works
             report = jax.device_get(report)
             seconds = time.perf_counter() - began
             _check_finite(report, round, setup, config, saved)
@@ -187,41 +188,84 @@ def _rounds(
                 always = ("tuned",) if config.eval.tuned == "always" else ()
                 record = evaluation(setup, state, ("validation", "test"), ("personal", "global", *always))
                 value = record.get(f"validation/{main}")
-                records.append({"round": round, "train/loss": loss, "seconds": progress.seconds, **record})
+                record = {"round": round, "train/loss": loss, "seconds": progress.seconds, **record}
+                records.append(record)
+                if not quiet and (line := multilabel.line(record, round, config.rounds)):
+                    bar.say(line)
                 if round >= config.eval.best_from * config.rounds and _better(value, progress.best_value, main):
                     progress, improved = progress._replace(best_round=round, best_value=value), True
             if improved or round % config.checkpoint.every == 0 or round == end or interrupt.signal is not None:
                 checkpoints.save(state, progress)
                 saved = round
             bar.update(round, loss, value, seconds)
-    return state, progress, compile_seconds
+    return state, progress, compiled.seconds
+
+
+class _Compiled:
+    """The round, compiled once for each number of rows that cohorts are padded to: once where the data are resident."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._jitted, self._by_rows = core.jit_round(algorithm), {}
+        self.seconds = 0.0  # of all compilations
+
+    def round(self, state: State, some: Cohort, key: jax.Array) -> Callable[..., Any]:
+        n_max = some.data.x.shape[1]
+        if n_max not in self._by_rows:
+            began = time.perf_counter()
+            self._by_rows[n_max] = self._jitted.lower(state, some, key).compile()
+            self.seconds += time.perf_counter() - began
+        return self._by_rows[n_max]
+
+
+def _write_classes(config: Any, setup: Setup, state: State, workdir: Path) -> None:
+    """The classes of a multi-label run, after its last round."""
+    one = "global" in setup.candidates and not jax.tree.leaves(state.clients)
+    multilabel.write(
+        setup.problem,
+        setup.evaluator,
+        setup.candidates["global" if one else "personal"],
+        state,
+        np.arange(setup.trainers),
+        setup.federation.class_names,
+        workdir,
+        draw=config.plots,
+    )
 
 
 def evaluation(
-    setup: Setup, state: State, splits: tuple[str, ...], models: tuple[str, ...], *, held_out: bool = False
+    setup: Setup,
+    state: State,
+    splits: tuple[str, ...],
+    models: tuple[str, ...],
+    *,
+    held_out: bool = False,
+    known: evaluate.Known | None = None,
 ) -> dict[str, float | None]:
     """Flat keys `<split>/<model>/<metric>...` of the clients that train.
 
     Args:
         held_out: besides, `held_out/<model>/...`: the test split of the clients that never trained, each as a newcomer.
+        known: labels that a label-mask model is told.
     """
     trainers, everybody = np.arange(setup.trainers), np.arange(len(setup.federation.client_names))
-    shared = not jax.tree.leaves(state.clients)  # clients keep nothing: personal and global model are one
+    # Clients keep nothing and there is one model for all: personal and global model are that one.
+    one = "global" in setup.candidates and not jax.tree.leaves(state.clients)
     found: dict[str, float | None] = {}
     for model in models:
         if model not in setup.candidates:
             continue
         for split in splits:
             same = f"{split}/personal/"
-            if model == "global" and shared and "personal" in models:
+            if model == "global" and one and "personal" in models:
                 found |= {f"{split}/global/{k.removeprefix(same)}": v for k, v in found.items() if k.startswith(same)}
                 continue
-            values = setup.evaluator(setup.candidates[model], state, split, trainers)
+            candidate = setup.candidates["global" if model == "personal" and one else model]
+            values = setup.evaluator(candidate, state, split, trainers, known=known)
             found |= {f"{split}/{model}/{key}": value for key, value in values.items()}
         if held_out and len(everybody) > setup.trainers:
             newcomer = jax.tree.map(lambda leaf: leaf[0], setup.init().clients)
             values = setup.evaluator(
-                setup.candidates[model], state, "test", everybody[setup.trainers :], new_client=newcomer
+                setup.candidates[model], state, "test", everybody[setup.trainers :], newcomer, known
             )
             found |= {f"held_out/{model}/{key}": value for key, value in values.items()}
     return found
@@ -265,16 +309,22 @@ def summarise(
     }
 
 
-def evaluate_run(config: Any, workdir: str | Path, which: str = "last") -> dict[str, Any]:
+def evaluate_run(
+    config: Any, workdir: str | Path, which: str = "last", known_labels: Sequence[str] = ()
+) -> dict[str, Any]:
     """The evaluation protocol on a checkpoint of a run: its 'last' or its 'best'.
 
+    Args:
+        known_labels: what a label-mask model is told of each example: one number (so many labels), or names of labels.
+
     Raises:
-        UserError: the run has no such checkpoint.
+        UserError: the run has no such checkpoint, or labels that can't be told.
     """
     workdir = Path(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir: no checkpoints in {workdir}")
     setup = prepare(config)
+    known = _known(known_labels, setup, config.seed) if known_labels else None
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     try:
         found = checkpoints.restore_latest(setup.init(), print)
@@ -288,7 +338,26 @@ def evaluate_run(config: Any, workdir: str | Path, which: str = "last") -> dict[
     finally:
         checkpoints.close()
     models = ("personal", "global") if config.eval.tuned == "never" else ("personal", "global", "tuned")
-    return {"round": progress.round, **evaluation(setup, state, ("validation", "test"), models, held_out=True)}
+    splits = ("validation", "test")
+    return {"round": progress.round, **evaluation(setup, state, splits, models, held_out=True, known=known)}
+
+
+def _known(labels: Sequence[str], setup: Setup, seed: int) -> evaluate.Known:
+    """What `--known_labels` says."""
+    names = setup.federation.class_names
+    if setup.problem.label_mask is None:
+        raise UserError("--known_labels: only a label-mask model (config.model.name='ctran') can be told labels")
+    if len(labels) == 1 and labels[0].isdigit():
+        number = int(labels[0])
+        if number >= len(names):
+            raise UserError(f"--known_labels: found {number}, expected less than the number of labels, {len(names)}")
+        return evaluate.Known(number, seed=seed)
+    for label in labels:
+        if label not in names:
+            raise UserError(f"--known_labels: no label '{label}'{nearest(label, names)}")
+    if len(set(labels)) == len(names):
+        raise UserError("--known_labels: all labels are known, none is left to predict")
+    return evaluate.Known(labels=tuple(names.index(label) for label in labels))
 
 
 class Interrupted(Exception):  # noqa: N818, it is no error

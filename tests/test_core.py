@@ -11,7 +11,7 @@ import toy
 from fedjax_pfl import aggregate, algorithms, core
 from fedjax_pfl.core import Exchange, Metrics, Model, compose
 
-METRICS = Metrics(jnp.float64(1.0), jnp.int32(1), jnp.int32(1))
+METRICS = Metrics(jnp.float64(1.0), jnp.int32(1), jnp.int32(1), jnp.float64(1.0))
 
 
 @pytest.mark.parametrize("how", ["auto", "map", "vmap", 1, 2, 3, "2", 7])

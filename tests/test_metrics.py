@@ -1,7 +1,13 @@
 """Metrics against scikit-learn, odd cases included, and their summary over clients."""
 
+import functools
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -97,47 +103,217 @@ MULTI = {
 }
 
 
-@pytest.mark.parametrize("name", MULTI)
-def test_multi_label_equals_scikit_learn(name):
-    z, y = MULTI[name]
-    p = sigmoid(z.astype(np.float64))
-    predicted = (p >= 0.5).astype(int)
-    some = y.sum(0) > 0
+def reference(z: np.ndarray, y: np.ndarray, unknown: np.ndarray) -> dict[str, float]:
+    """Scikit-learn on the unknown entries, class by class and image by image where they differ in number."""
+    predicted = (sigmoid(z.astype(np.float64)) >= 0.5).astype(int)
+    y = y.astype(int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        precision = sk.precision_score(y, predicted, average="macro", zero_division=0)
-        recall = sk.recall_score(y, predicted, average="macro", zero_division=0)
-        expected = {
-            "c_ap": np.mean([sk.average_precision_score(y[:, j], p[:, j]) for j in np.flatnonzero(some)]),
-            "o_ap": sk.average_precision_score(y.ravel(), p.ravel()),
-            "cf1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-            "of1": sk.f1_score(y, predicted, average="micro", zero_division=0),
-            "subset_accuracy": sk.accuracy_score(y, predicted),
-            "hamming_accuracy": 1 - sk.hamming_loss(y, predicted),
-            "loss": np.mean([sk.log_loss(y[:, j], p[:, j], labels=[0, 1]) for j in range(y.shape[1])]),
+        classes = [(y[u, j], predicted[u, j], z[u, j]) for j, u in enumerate(unknown.T)]
+        images = [(y[i, u], predicted[i, u]) for i, u in enumerate(unknown) if u.any()]
+        precision = np.mean([sk.precision_score(a, b, zero_division=0) if a.size else 0 for a, b, _ in classes])
+        recall = np.mean([sk.recall_score(a, b, zero_division=0) if a.size else 0 for a, b, _ in classes])
+        flat = (y[unknown], predicted[unknown])
+        return {
+            "c_ap": np.mean([sk.average_precision_score(a, s) for a, _, s in classes if a.any()]),
+            "c_p": precision,
+            "c_r": recall,
+            "c_f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+            "o_ap": sk.average_precision_score(y[unknown], z[unknown]),
+            "o_p": sk.precision_score(*flat, zero_division=0),
+            "o_r": sk.recall_score(*flat, zero_division=0),
+            "o_f1": sk.f1_score(*flat, zero_division=0),
+            "subset_accuracy": np.mean([(a == b).all() for a, b in images]),
+            "hamming_accuracy": sk.accuracy_score(*flat),
+            "example_f1": np.mean([sk.f1_score(a, b) for a, b in images if a.any() or b.any()]),
+            "loss": sk.log_loss(y[unknown], sigmoid(z.astype(np.float64))[unknown], labels=[0, 1]),
         }
-    found = metrics.multi_label(z, y)
+
+
+@pytest.mark.parametrize("known", [0, 0.4])
+@pytest.mark.parametrize("name", MULTI)
+def test_multi_label_equals_scikit_learn(name, known):
+    z, y = MULTI[name]
+    unknown = np.random.default_rng(9).random(y.shape) >= known
+    expected = reference(z, y, unknown)
+    found = metrics.multi_label(z, y, unknown if known else None)
     assert list(found) == list(expected) == list(metrics.names("multi"))
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, atol=1e-6, err_msg=key)
+        assert type(found[key]) is float
 
 
-def test_multi_label_by_hand():
-    """Three images, two labels. Label 0 ranks (1, 0, 1) by score: AP = (1/1 + 2/3) / 2; label 1 ranks (0, 1, 0): AP = 1/2."""
-    p = np.array([[0.9, 0.8], [0.6, 0.7], [0.3, 0.1]])
-    y = np.array([[1, 0], [0, 1], [1, 0]])
-    found = metrics.multi_label(np.log(p / (1 - p)), y)
-    np.testing.assert_allclose(found["c_ap"], ((1 + 2 / 3) / 2 + 1 / 2) / 2)
-    np.testing.assert_allclose(found["o_ap"], (1 / 1 + 2 / 3 + 3 / 5) / 3)
-    np.testing.assert_allclose(found["cf1"], 2 * 0.5 * 0.75 / (0.5 + 0.75))  # precisions 1/2, 1/2; recalls 1/2, 1
-    np.testing.assert_allclose(found["of1"], 2 * 2 / (4 + 3))
+def test_known_labels_may_hold_anything():
+    z, y = (part.copy() for part in MULTI["plain"])
+    known = np.random.default_rng(1).random(y.shape) < 0.3
+    known[3] = known[:, 2] = True  # an image and a class of which nothing is asked
+    expected = metrics.multi_label(z, y, ~known)
+    z[known], y[known] = np.nan, 1 - y[known]
+    assert metrics.multi_label(z, y, ~known) == expected
+    assert np.isnan(list(metrics.multi_label(z, y, np.zeros_like(known)).values())).all()
+
+
+def test_multi_label_of_four_images_and_four_classes():
+    """The last class has no positive: it counts in the averages of precision and recall, not in that of the AP."""
+    p = np.array([[0.9, 0.2, 0.7, 0.1], [0.4, 0.6, 0.3, 0.2], [0.5, 0.5, 0.6, 0.3], [0.2, 0.1, 0.8, 0.4]])
+    y = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0]])
+    precision, recall = (1 + 1 / 2 + 2 / 3 + 0) / 4, (1 + 1 + 2 / 3 + 0) / 4
+    expected = {
+        "c_ap": (1 + 1 + (1 + 1 + 3 / 4) / 3) / 3,
+        "c_p": precision,
+        "c_r": recall,
+        "c_f1": 2 * precision * recall / (precision + recall),
+        "o_ap": (1 + 1 + 1 + 4 / 5 + 5 / 7 + 6 / 11) / 6,  # 0.5 twice, 0.3 twice
+        "o_p": 5 / 7,
+        "o_r": 5 / 6,
+        "o_f1": 10 / 13,
+        "subset_accuracy": 2 / 4,
+        "hamming_accuracy": 13 / 16,
+        "example_f1": (1 + 2 / 3 + 2 / 4 + 1) / 4,
+        "loss": -np.mean(np.log(np.where(y, p, 1 - p))),
+    }
+    assert metrics.multi_label(np.log(p / (1 - p)), y) == pytest.approx(expected, rel=1e-12)
+    each = metrics.per_class(np.log(p / (1 - p)), y)
+    np.testing.assert_allclose(each["ap"], [1, 1, 11 / 12, np.nan], rtol=1e-12)
+    np.testing.assert_allclose(each["precision"], [1, 1 / 2, 2 / 3, 0], rtol=1e-12)
+    np.testing.assert_allclose(each["recall"], [1, 1, 2 / 3, 0], rtol=1e-12)
+    np.testing.assert_allclose(each["f1"], [1, 2 / 3, 2 / 3, 0], rtol=1e-12)
+    np.testing.assert_array_equal(each["positives"], [2, 1, 3, 0])
+
+
+def test_per_class_averages_to_multi_label():
+    z, y = labels(4, 40, 70, 0.1, ties=True)  # more classes than are ranked at a time
+    unknown = np.random.default_rng(0).random(y.shape) < 0.5
+    found, each = metrics.multi_label(z, y, unknown), metrics.per_class(z, y, unknown)
+    assert list(each) == ["ap", "precision", "recall", "f1", "positives"]
+    assert {len(values) for values in each.values()} == {70}
+    assert found["c_ap"] == pytest.approx(np.nanmean(each["ap"]))
+    assert (found["c_p"], found["c_r"]) == pytest.approx((each["precision"].mean(), each["recall"].mean()))
+    np.testing.assert_array_equal(each["positives"], (y & unknown).sum(0))
 
 
 def test_no_positive_anywhere_is_undefined():
     found = metrics.multi_label(np.ones((3, 2)), np.zeros((3, 2)))
     assert np.isnan(found["c_ap"])
     assert np.isnan(found["o_ap"])
-    assert found["cf1"] == found["of1"] == found["hamming_accuracy"] == 0
+    assert all(
+        found[key] == 0 for key in ("c_p", "c_r", "c_f1", "o_p", "o_r", "o_f1", "hamming_accuracy", "example_f1")
+    )
+    found = metrics.multi_label(-np.ones((3, 2)), np.zeros((3, 2)))
+    assert found["subset_accuracy"] == found["hamming_accuracy"] == 1
+    assert np.isnan(found["example_f1"])
+
+
+def test_scores_are_ranked_before_a_sigmoid_would_tie_them():
+    z, y = np.array([[30.0], [20.0], [40.0]], np.float32), np.array([[0], [0], [1]])
+    assert (sigmoid(z) == 1).all()
+    assert metrics.multi_label(z, y)["c_ap"] == 1
+    zeros = np.array([[0.0], [-0.0]], np.float32)
+    assert metrics.multi_label(zeros, np.array([[1], [0]]))["c_ap"] == 1 / 2  # both zeros are one score
+
+
+def test_a_score_that_is_no_number_ranks_as_zero():
+    z, y = np.array([[2.0], [np.nan], [-1.0], [np.inf]]), np.array([[0], [1], [0], [0]])
+    found = metrics.multi_label(z, y)
+    assert found["c_ap"] == found["o_ap"] == 1 / 3
+    assert (found["c_p"], found["c_r"]) == (1 / 3, 1)
+    assert np.isnan(found["loss"])
+
+
+def test_other_types_of_numbers():
+    z, y = MULTI["ties"]
+    expected = metrics.multi_label(z, y)
+    for other in (z.astype(int), z.astype(np.float16), z.astype(np.float64), np.asarray(jnp.asarray(z, jnp.bfloat16))):
+        assert metrics.multi_label(other, y.astype(np.float32)) == expected
+
+
+@functools.partial(jax.jit, static_argnames="batch")
+def counted_on_the_device(z, y, mask, batch: int) -> metrics.Counts:
+    """Summed batch by batch; the last one is filled with rows of NaN."""
+    fill = ((0, -len(z) % batch), (0, 0))
+    z, y = jnp.pad(z, fill, constant_values=jnp.nan), jnp.pad(y, fill, constant_values=7)
+    mask = jnp.pad(mask, fill[: mask.ndim])
+    split = [part.reshape(-1, batch, *part.shape[1:]) for part in (z, y, mask)]
+    first = metrics.counts(*(part[0] for part in split))
+    return jax.lax.scan(
+        lambda sums, one: (metrics.merge(sums, metrics.counts(*one)), None), first, tuple(map(_rest, split))
+    )[0]
+
+
+def _rest(part):
+    return part[1:]
+
+
+@pytest.mark.parametrize("kind", ["all", "rows", "entries"])
+@pytest.mark.parametrize("name", MULTI)
+def test_the_device_counts_what_the_host_does(name, kind):
+    z, y = MULTI[name]
+    rng = np.random.default_rng(3)
+    mask = {"all": np.ones(len(z), bool), "rows": rng.random(len(z)) < 0.7, "entries": rng.random(z.shape) < 0.7}[kind]
+    unknown = np.broadcast_to(mask if kind == "entries" else mask[:, None], z.shape)
+    expected = metrics.multi_label(z, y, unknown)
+    with jax.enable_x64(False):
+        sums = counted_on_the_device(z, y, mask, 7)
+        assert {str(x.dtype) for x in sums} == {"int32", "float32"}
+    found = metrics.from_counts(sums)
+    assert set(found) == set(expected) - {"c_ap", "o_ap"}
+    for key, value in found.items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-6, atol=1e-7, err_msg=key)
+        assert type(value) is float
+    jax.tree.map(np.testing.assert_array_equal, sums[:4], metrics.counts(z, y, mask)[:4])
+
+
+def test_counts_of_clients_are_counted_side_by_side():
+    z, y = (np.stack([part, part[::-1]]) for part in MULTI["plain"])
+    together = jax.tree.map(lambda x: x.sum(0), jax.vmap(metrics.counts)(z, y))
+    expected = metrics.multi_label(z.reshape(-1, 6), y.reshape(-1, 6))
+    for key, value in metrics.from_counts(together).items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-6, err_msg=key)
+
+
+def test_counts_stay_exact_where_float32_and_int32_totals_would_not():
+    z = np.full((100, 1628), 1, np.float32)
+    y = np.ones((100, 1628), np.uint8)
+    y[0, 0] = 0
+    with jax.enable_x64(False):
+        one = metrics.counts(jnp.asarray(z), jnp.asarray(y))
+        sums = jax.jit(lambda one: jax.lax.fori_loop(0, 439, lambda _, sums: metrics.merge(sums, one), one))(one)
+    assert np.asarray(sums.hits).tolist() == [43_560] + [44_000] * 1627
+    found = metrics.from_counts(sums)
+    assert found["o_p"] == (44_000 * 1628 - 440) / (44_000 * 1628)
+    assert found["subset_accuracy"] == 43_560 / 44_000
+    np.testing.assert_allclose(found["loss"], np.mean(np.logaddexp(0, np.where(y, -1.0, 1.0))), rtol=1e-5)
+    most = np.full(1628, 2**31 - 1, np.int32)
+    sums = metrics.Counts(most, most, most, most, np.ones(1628), most[0], most[0], most[0], np.float32(2**31 - 1))
+    assert metrics.from_counts(sums)["o_f1"] == metrics.from_counts(sums)["hamming_accuracy"] == 1
+
+
+LARGE = """
+import time
+import numpy as np
+from fedjax_pfl import metrics
+
+rng = np.random.default_rng(0)
+z, y = np.empty((44_000, 1628), np.float32), np.empty((44_000, 1628), np.uint8)
+for rows in range(0, 44_000, 1000):
+    y[rows : rows + 1000] = rng.random((1000, 1628), np.float32) < 0.05
+    z[rows : rows + 1000] = rng.standard_normal((1000, 1628), np.float32) + y[rows : rows + 1000]
+began = time.perf_counter()
+found = metrics.multi_label(z, y)
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.perf_counter() - began, int(peak) / 1e6, found["c_ap"], found["o_ap"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_thousands_of_classes_take_seconds_and_little_memory():
+    root = Path(metrics.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", LARGE], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, gigabytes, c_ap, o_ap = map(float, done.stdout.split())
+    assert seconds < 30
+    assert gigabytes < 2
+    np.testing.assert_allclose([c_ap, o_ap], 0.18, atol=0.05)
 
 
 def test_mask_equals_dice_of_each_image():

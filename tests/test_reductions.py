@@ -25,6 +25,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "batch norm local": {"batch_norm": "local"},
     "statistics local": {"batch_norm": "local-statistics"},
     "full step": {"net": WITHOUT_BN, **FULL},
+    "label mask": {"loss": toy.label_mask_of(toy.Net()).loss},  # what fedlgt trains on
+    "no table": {"label_mask": toy.label_mask_of(toy.Net(), table=False)},
 }
 
 
@@ -93,6 +95,20 @@ def test_fedavgm_without_momentum_is_fedavg():
     close(servers(play("fedavgm", server_lr=1.0, momentum=0.0)), servers(play("fedavg")))
 
 
+def test_fedlgt_without_an_interval_is_fedavg_on_masked_labels():
+    fedavg = servers(play("fedavg", "label mask"))
+    close(servers(play("fedlgt", epsilon=0.0)), fedavg)
+    doubting = servers(play("fedlgt", epsilon=0.2))
+    assert not np.allclose(doubting[0]["params"]["head"]["kernel"], fedavg[0]["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "reference"])
+def test_fedlgts_global_model_may_run_once_or_on_each_batch(fidelity):
+    """Where a row always gives the same input its predictions are a table; else they are made batch by batch."""
+    once = servers(play("fedlgt", epsilon=0.2, fidelity=fidelity))
+    close(servers(play("fedlgt", "no table", epsilon=0.2, fidelity=fidelity)), once)
+
+
 def test_fedopt_with_sgd_is_fedavg():
     """optax's optimisers descend, so they are given -Delta."""
     tx = optax.chain(optax.scale(-1.0), optax.sgd(1.0))
@@ -149,7 +165,19 @@ def test_fedbn_is_fedavg_with_the_policy_local():
 
 @pytest.mark.parametrize(
     "name",
-    ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "finetune", "fedper", "ditto"],
+    [
+        "fedavg",
+        "fedprox",
+        "scaffold",
+        "fedavgm",
+        "fedadagrad",
+        "fedadam",
+        "fedyogi",
+        "finetune",
+        "fedper",
+        "ditto",
+        "fedlgt",
+    ],
 )
 def test_the_batch_norm_policy_reaches_every_method_that_shares_a_model(name):
     for policy, collection in [("batch norm local", "params"), ("statistics local", "batch_stats")]:

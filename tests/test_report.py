@@ -163,6 +163,96 @@ def test_held_out_clients_have_a_table_of_their_own(tmp_path):
     assert [(r["model"], r["macro_f1"], r["C"]) for r in held_out] == [("personal", "0.250", "0.250")]
 
 
+EIGHT = ["c_ap", "c_p", "c_r", "c_f1", "o_ap", "o_p", "o_r", "o_f1"]
+TITLES = ["C-AP", "C-P", "C-R", "C-F1", "O-AP", "O-P", "O-R", "O-F1"]
+
+
+def multi_label(
+    folder: Path, name: str, seed: int, score: float, *, pooled: bool, models=("personal", "global")
+) -> Path:
+    """A run whose i-th metric is `score` + i/100 on average over clients, 0.1 more pooled; the global model 0.2 below."""
+    run = made_up(folder, name, seed, main_metric="validation/personal/c_ap")
+    best = {"round": 2}
+    for model in models:
+        for i, metric in enumerate(EIGHT):
+            value = score + i / 100 - (0.2 if model == "global" else 0)
+            each = {client: {metric: value + shift} for client, shift in (("pooled", -0.05), ("B", 0.05))}
+            found = metrics.summarise(each, {"pooled": 1, "B": 1})
+            best |= {f"test/{model}/{key}": v for key, v in found.items()}
+            best |= {f"test/{model}/{metric}/pooled": value + 0.1} if pooled else {}
+    log.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"best": best})
+    return run
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_multi_label_runs_get_the_table_of_the_papers(tmp_path, pooled):
+    for name, scores in (("fedlgt", (0.6, 0.62)), ("fedavg", (0.5, 0.54))):
+        for seed, score in enumerate(scores):
+            multi_label(tmp_path, name, seed, score, pooled=pooled)
+    text = report.run([tmp_path])
+    first, second = text.split("### Multi-label, in percent: ")
+    assert second.startswith(
+        "on the test examples of all" if pooled else "on each client's test examples, then the mean"
+    )
+    rows = cells(second)
+    assert list(rows[0]) == ["method", "model", "seeds", *TITLES]
+    assert [(r["method"], r["model"]) for r in rows] == [("fedavg", "global"), ("fedlgt", "global")]
+    more = 10 if pooled else 0
+    assert [rows[0][title] for title in TITLES] == [f"{32 + more + i}.00 ± 2.83" for i in range(8)]
+    assert [rows[1][title] for title in TITLES] == [f"**{41 + more + i}.00 ± 1.41**" for i in range(8)]
+    # The other table is as ever; `pooled` is a column only where it is a client's name.
+    head = list(cells(first)[0])
+    assert head == ["method", "model", "seeds", *EIGHT, *head[11:13], "pooled", "B", "seconds"]
+    assert cells(first)[0]["pooled"] == "0.470 ± 0.028"
+    raw = next(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))
+    assert ("c_ap/pooled" in raw) == pooled
+    assert float(raw["c_ap/client/pooled"]) == pytest.approx(0.47)
+    assert not pooled or float(raw["c_ap/pooled"]) == pytest.approx(0.62)
+
+
+def test_the_table_of_the_papers_takes_what_there_is(tmp_path):
+    """A method without a global model; pooled values only if all rows have them; the metrics asked for; no other task."""
+    multi_label(tmp_path / "a", "local", 0, 0.7, pooled=True, models=("personal", "tuned"))
+    multi_label(tmp_path / "a", "fedavg", 0, 0.5, pooled=False)
+    second = report.run([tmp_path / "a"]).split("### Multi-label, in percent: ")[1]
+    assert second.startswith("on each client's")
+    assert [(r["method"], r["model"], r["C-AP"]) for r in cells(second)] == [
+        ("fedavg", "global", "30.00"),
+        ("local", "personal", "**70.00**"),
+    ]
+    one = report.run([tmp_path / "a"], metrics=["o_f1"]).split("### Multi-label, in percent: ")[1]
+    assert list(cells(one)[0]) == ["method", "model", "seeds", "O-F1"]
+    assert "Multi-label" not in report.run([made_up(tmp_path / "b")])
+
+
+def test_an_undefined_ap_stays_undefined_in_the_table_of_the_papers(tmp_path):
+    run = multi_label(tmp_path, "fedavg", 0, 0.5, pooled=True)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"] |= {"test/global/c_ap": None, "test/global/c_ap/pooled": None}
+    log.write_json(run / "summary.json", summary)
+    row = cells(report.run([run]).split("### Multi-label, in percent: on the test examples of all")[1])[0]
+    assert (row["C-AP"], row["C-P"]) == ("undefined", "41.00")
+
+
+def test_per_class_file(tmp_path):
+    z, y = np.array([[1.0, -1, -1], [1, 1, -1]]), np.array([[1, 0, 0], [0, 1, 0]])
+    path = tmp_path / "deep" / "per_class.csv"
+    report.write_per_class(path, ["dog", "cat, small", "none"], metrics.per_class(z, y))
+    assert path.read_text().splitlines() == [
+        "class,positives,AP,P,R,F1",
+        "dog,1,0.5,0.5,1.0,0.6666666666666666",
+        '"cat, small",1,1.0,1.0,1.0,1.0',
+        "none,0,,0.0,0.0,0.0",
+    ]
+    with pytest.raises(UserError) as error:
+        report.write_per_class(path / "x.csv", ["a", "b", "c"], metrics.per_class(z, y))
+    assert str(error.value) in [
+        f"{path / 'x.csv'} can't be written: {why}" for why in ("File exists", "Not a directory")
+    ]
+    with pytest.raises(ValueError, match="zip"):
+        report.write_per_class(path, ["one name for three"], metrics.per_class(z, y))
+
+
 def test_many_clients_get_no_columns(tmp_path):
     run = made_up(tmp_path, clients=11)
     summary = json.loads((run / "summary.json").read_text())
@@ -342,6 +432,80 @@ def test_curves_average_the_rounds_that_all_seeds_evaluated(tmp_path, monkeypatc
     assert (label, other) == ("a (2 seeds)", "b")
 
 
+def bars(figure) -> list[dict[str, float]]:
+    """The bars of each panel that has some: tick label -> length."""
+    panels = [([t.get_text() for t in axes.get_yticklabels()], axes.patches) for axes in figure.axes]
+    return [dict(zip(labels, [p.get_width() for p in patches], strict=True)) for labels, patches in panels if patches]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The figures that were saved."""
+    figures: list = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or save(figure, path))
+    return figures
+
+
+def test_average_precision_by_class_is_drawn_best_first(tmp_path, drawn):
+    path = tmp_path / "plots" / "per_class.png"
+    ap, positives = np.array([0.25, np.nan, 0.75]), np.array([7, 0, 1200])
+    assert plots.per_class_ap(["cost in $ or $", "absent", "dog"], ap, positives, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (panel,) = bars(drawn[0])
+    assert list(panel.items()) == [("dog (1,200)", 75), (r"cost in \$ or \$ (7)", 25)]
+    assert drawn[0].get_suptitle() == "C-AP 50.0 %, mean over 2 classes; 1 without positives left out"
+    assert plots.per_class_ap(["a"], np.array([np.nan]), np.array([0]), path)
+    assert drawn[1].get_suptitle() == "no class has positives; 1 without positives left out"
+
+
+@pytest.mark.parametrize("classes", [plots.MAX_CLASSES, 1628])
+def test_many_classes_become_a_curve_and_its_ends(tmp_path, drawn, classes):
+    ap = np.random.default_rng(0).permutation(classes) / classes
+    names = [f"class {i} with a name of some length" for i in range(classes)]
+    assert plots.per_class_ap(names, ap, np.arange(classes), tmp_path / "x.png")
+    (panel,) = bars(drawn[0])
+    if classes <= plots.MAX_CLASSES:
+        assert list(panel.values()) == pytest.approx(list(100 * np.sort(ap)[::-1]))
+        return
+    lengths = np.array(list(panel.values()))
+    ends = np.concatenate([np.sort(ap)[:-11:-1], [np.nan], np.sort(ap)[:10][::-1]])
+    np.testing.assert_allclose(lengths, 100 * ends)
+    assert next(iter(panel)) == f"class {ap.argmax()} with a name of some length"[:27] + f"… ({ap.argmax():,})"
+    np.testing.assert_allclose(drawn[0].axes[0].lines[0].get_ydata(), 100 * np.sort(ap)[::-1])
+
+
+@pytest.mark.parametrize(("n", "shape"), [(1, (9, 7)), (3, (9, 7, 1)), (plots.MAX_LABELS + 5, (9, 7, 3))])
+def test_attention_is_drawn_for_the_most_probable_labels(tmp_path, drawn, n, shape):
+    rng = np.random.default_rng(0)
+    weights, p, y = rng.random((n, n)), rng.permutation(n) / n, rng.random(n) < 0.5
+    names = [f"label {i}" for i in range(n)]
+    assert plots.attention(rng.normal(size=shape), names, weights, tmp_path / "x.png", p, y)
+    order = np.argsort(-p)[: plots.MAX_LABELS]
+    picture, heat = (axes.images[0].get_array() for axes in drawn[0].axes[:2])
+    assert (picture.min(), picture.max()) == (0, 1)
+    np.testing.assert_array_equal(heat, weights[order][:, order])
+    matrix = drawn[0].axes[1]
+    assert matrix.get_title("left") == "Attention between labels" + (
+        ", 30 most probable of 35 labels" if n > 30 else ""
+    )
+    for axis in (matrix.xaxis, matrix.yaxis):
+        assert [t.get_text() for t in axis.get_ticklabels()] == [names[i] for i in order]
+    (panel,) = bars(drawn[0])
+    assert panel == {names[i]: pytest.approx(100 * p[i]) for i in order}
+    colours = [patch.get_facecolor() for patch in drawn[0].axes[2].patches]
+    assert [c == colours[int(np.argmax(y[order]))] for c in colours] == y[order].tolist() or not y[order].any()
+
+
+def test_attention_of_a_stored_or_blank_image_with_unknown_targets(tmp_path, drawn):
+    image = np.array([[0, 100], [200, 50]], np.uint8)
+    for some in (image, np.zeros((2, 2))):
+        assert plots.attention(some, ["a"], np.ones((1, 1)), tmp_path / "x.png", np.ones(1))
+    first, second = (figure.axes[0].images[0].get_array() for figure in drawn)
+    np.testing.assert_array_equal(first, image)
+    np.testing.assert_array_equal(second, 0)
+
+
 def test_without_matplotlib_one_line_says_so_and_the_tables_are_written(runs, tmp_path, monkeypatch, capsys):
     found = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
@@ -350,3 +514,5 @@ def test_without_matplotlib_one_line_says_so_and_the_tables_are_written(runs, tm
     assert "curves.png" not in text
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.md", "report_runs.csv"]
     assert not plots.training([], tmp_path / "x.png")
+    assert not plots.per_class_ap(["a"], np.ones(1), np.ones(1, int), tmp_path / "x.png")
+    assert not plots.attention(np.ones((2, 2)), ["a"], np.ones((1, 1)), tmp_path / "x.png", np.ones(1), np.ones(1))

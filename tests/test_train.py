@@ -37,8 +37,20 @@ def small(method: str = "fedavg", **changes):
     config.eval.tuned = "never"
     config.checkpoint.every = 1
     config.plots = config.tensorboard = False
+    if method == "fedlgt":
+        label_masks(config)
     config.update_from_flattened_dict(changes)
     return config.lock()
+
+
+def label_masks(config) -> None:
+    """A label-mask transformer of the least size, on scenes of digits."""
+    config.data.source, config.split.how = "digit_scenes", "within"
+    config.model.name, config.model.ctran.backbone = "ctran", "cnn_niid"
+    config.model.ctran.labels = "onehot"
+    config.text.states = "package"
+    config.model.ctran.width = config.model.ctran.feedforward = 8
+    config.model.ctran.depth = config.model.ctran.heads = 1
 
 
 def records(workdir: Path) -> list[dict]:

@@ -16,7 +16,8 @@ from jax import Array
 
 from fedjax_pfl import local
 from fedjax_pfl.core import Algorithm, ClientData, Cohort, State, Variables
-from fedjax_pfl.local import Batch, Training
+from fedjax_pfl.local import Batch, LabelMask, Training
+from fedjax_pfl.models.ctran import UNKNOWN, draw_states
 from fedjax_pfl.models.layers import BatchNorm, Dense
 
 COUNTS = (11, 3, 7, 1, 9, 8, 6)  # one smaller than a batch, one a single example, one a multiple of the batch
@@ -114,6 +115,28 @@ def loss_of(net: nn.Module) -> local.Loss:
     return loss
 
 
+def label_mask_of(net: nn.Module, table: bool = True) -> LabelMask:
+    """`net` as the simplest label-mask model: its classes are labels that are 1 or 0, and it reads nothing of their states.
+
+    What is revealed is left out of the loss, the mean over the real rows of the summed binary cross entropy.
+    """
+
+    def loss(variables: Variables, batch: Batch, key: Array, remask: Any = None) -> tuple[Array, Any]:
+        y = jax.nn.one_hot(batch.y, CLASSES, dtype=jnp.int32)
+        states = jax.vmap(lambda key, y: draw_states(key, y, 0.75))(jax.random.split(key, len(batch.mask)), y)
+        states = states if remask is None else remask(batch.x, states, batch)
+        logits, changed = net.apply(variables, batch.x, train=True, mask=batch.mask, mutable=["batch_stats"])
+        each = jnp.where(y == 1, jax.nn.softplus(-logits), jax.nn.softplus(logits))
+        counted = batch.mask[:, None] & (states == UNKNOWN)
+        real = jnp.sum(batch.mask.astype(each.dtype))
+        return jnp.sum(jnp.where(counted, each, jnp.zeros_like(each))) / jnp.maximum(real, 1), changed
+
+    def logits(variables: Variables, x: Array) -> Array:
+        return net.apply(variables, x)
+
+    return LabelMask(loss, logits, (lambda variables, data: logits(variables, data.x)) if table else None)
+
+
 def rate(round: int) -> float:
     """The learning rate of a round in plain Python; the same as `training`'s schedule."""
     return 0.1 * 0.5 ** (round // 2)
@@ -125,6 +148,7 @@ def training(net: nn.Module | None = None, solver: dict[str, float] = SOLVER, **
     momentum, nesterov = solver.pop("momentum"), bool(solver.pop("nesterov", False))
     fields: dict[str, Any] = {
         "loss": loss_of(net or Net()),
+        "label_mask": label_mask_of(net or Net()),
         "layers": LAYERS,
         "lr": local.schedule("step", 0.1, rounds=len(ROUNDS), every=2, factor=0.5),
         "optimizer": local.optimizer(lambda: local.sgd(momentum, nesterov), **solver),

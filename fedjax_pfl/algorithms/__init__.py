@@ -7,6 +7,7 @@ from fedjax_pfl import registry
 from fedjax_pfl.algorithms.baselines.centralised import centralised
 from fedjax_pfl.algorithms.baselines.finetune import finetune
 from fedjax_pfl.algorithms.baselines.local_only import local_only
+from fedjax_pfl.algorithms.multilabel.fedlgt import fedlgt
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedbn": fedbn,
     "fedper": fedper,
     "ditto": ditto,
+    "fedlgt": fedlgt,
 }
 
 

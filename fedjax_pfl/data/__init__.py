@@ -6,7 +6,20 @@
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_pfl.data import arrays, dermoscopy, digits, fcube, ham10000, medmnist, npz, tfds
+from fedjax_pfl.data import (
+    arrays,
+    coco,
+    dermoscopy,
+    digit_scenes,
+    digits,
+    fcube,
+    flair,
+    ham10000,
+    medmnist,
+    npz,
+    tfds,
+    voc,
+)
 from fedjax_pfl.data.augment import normalise, pipeline
 from fedjax_pfl.data.partition import PARTITIONS
 from fedjax_pfl.data.show import describe, draw, fingerprint
@@ -26,6 +39,10 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "mnist_m": arrays.mnist_m,
     "cifar10": arrays.cifar10,
     "fcube": fcube.fcube,
+    "coco": coco.coco,
+    "voc": voc.voc,
+    "digit_scenes": digit_scenes.digit_scenes,
+    "flair": flair.flair,
 }
 
 

@@ -34,10 +34,8 @@ def pipeline(section: Any) -> Callable[..., Any]:
     """
     _check(section)
     flips = [(axis, p) for axis, p in ((0, section.flip_vertical), (1, section.flip_horizontal)) if p]
-    moves = bool(section.shift_scale_rotate_p and (section.shift or section.scale or section.rotate))
-    brightens = bool(section.brightness and section.brightness_p)
-    contrasts = bool(section.contrast and section.contrast_p)
-    on = bool(flips or moves or section.crop_padding or brightens or contrasts)
+    moves, brightens, contrasts = _moves(section), _brightens(section), _contrasts(section)
+    on = active(section)
 
     def augment(key: Key[Array, ""], image: Float[Array, "H W C"], mask: Int[Array, "H W"] | None = None) -> Any:
         if on and image.ndim != 3:
@@ -66,6 +64,24 @@ def pipeline(section: Any) -> Callable[..., Any]:
         return image if mask is None else (image, mask)
 
     return augment
+
+
+def active(section: Any) -> bool:
+    """Whether `config.augment` changes an image at all (normalising doesn't count)."""
+    flips = section.flip_vertical or section.flip_horizontal
+    return bool(flips or _moves(section) or section.crop_padding or _brightens(section) or _contrasts(section))
+
+
+def _moves(section: Any) -> bool:
+    return bool(section.shift_scale_rotate_p and (section.shift or section.scale or section.rotate))
+
+
+def _brightens(section: Any) -> bool:
+    return bool(section.brightness and section.brightness_p)
+
+
+def _contrasts(section: Any) -> bool:
+    return bool(section.contrast and section.contrast_p)
 
 
 def normalise(x: Float[Array, "... C"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "... C"]:

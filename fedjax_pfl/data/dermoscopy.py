@@ -9,22 +9,18 @@ many lesions of A and C stand in both train and test of the published lists (see
 """
 
 import csv
-import hashlib
 import io
-import os
 import re
-import tempfile
 import threading
 import zipfile
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_pfl.data.files import cache_folder, locate
+from fedjax_pfl.data import images
+from fedjax_pfl.data.files import locate
 from fedjax_pfl.data.types import Dataset
 from fedjax_pfl.errors import UserError, nearest
 
@@ -68,7 +64,8 @@ def dermoscopy(
     with closing(_Files(locate(path, "config.data.dermoscopy.path"))) as files:
         rows = _lists(files, labels)
         names = _images(files, rows, size)
-        x = _cached(files, names, size) if cache else _decode(files, names, size)
+        stamps = [files.stamps[name] for name in names] if cache else None
+        x = images.load("dermoscopy", names, files.read, size, where=files.path, stamps=stamps)
 
     clients = sorted({row.client for row in rows})
     lesions = {lesion: i for i, lesion in enumerate(sorted({row.lesion for row in rows}))}
@@ -90,18 +87,18 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.stamps: dict[str, tuple[int, int]]  # of each file: size and time of change
+        self.stamps: dict[str, images.Stamp]  # of each file: size and time of change
         self._archive = None
         self._lock = threading.Lock()
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.is_file()]
-            self.stamps = {p.relative_to(path).as_posix(): _stamp(p) for p in found}
+            self.stamps = {p.relative_to(path).as_posix(): images.stamp(p) for p in found}
             return
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"config.data.dermoscopy.path: {path} is neither a folder nor a whole zip file") from error
-        self.stamps = dict.fromkeys(self._archive.namelist(), _stamp(path))
+        self.stamps = dict.fromkeys(self._archive.namelist(), images.stamp(path))
 
     def read(self, name: str) -> bytes:
         if self._archive is None:
@@ -112,11 +109,6 @@ class _Files:
     def close(self) -> None:
         if self._archive is not None:
             self._archive.close()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _lists(files: _Files, labels: str) -> list[Row]:
@@ -169,41 +161,3 @@ def _images(files: _Files, rows: list[Row], size: int) -> list[str]:
             )
         names.append(best[row.image_id])
     return names
-
-
-def _decode(files: _Files, names: list[str], size: int) -> np.ndarray:
-    from PIL import Image
-
-    def one(name: str) -> np.ndarray:
-        try:
-            image = Image.open(io.BytesIO(files.read(name))).convert("RGB")
-        except (OSError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:  # PIL calls a bad PNG a SyntaxError
-            raise UserError(f"{files.path}: {name} is not a whole image") from error
-        if size and image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(image)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = list(pool.map(one, names))
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise UserError(f"config.data.dermoscopy.size: 0, but the images have {len(shapes)} sizes; give one")
-    return np.stack(images)
-
-
-def _cached(files: _Files, names: list[str], size: int) -> np.ndarray:
-    """The decoded images, from the cache where it has these very files."""
-    key = hashlib.sha256(repr((str(files.path.resolve()), size, [(n, files.stamps[n]) for n in names])).encode())
-    cache = cache_folder() / f"dermoscopy-{key.hexdigest()[:16]}.npy"
-    try:
-        return np.load(cache, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there yet, or damaged
-        x = _decode(files, names, size)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
-            np.save(file, x)
-        os.replace(file.name, cache)
-    except OSError:  # a cache that cannot be written (disk full, home read-only) is only slow
-        pass
-    return x

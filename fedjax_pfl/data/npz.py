@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_pfl.data.files import Npz, codes, inputs, splits, targets, together
-from fedjax_pfl.data.types import SPLITS, Dataset, take
-from fedjax_pfl.errors import UserError
+from fedjax_pfl.data import images
+from fedjax_pfl.data.files import WORDS, Npz, codes, inputs, splits, targets, together
+from fedjax_pfl.data.types import SPLITS, VALIDATION, Dataset, take
+from fedjax_pfl.errors import UserError, nearest
 
 PARTS = {"train": 0, "val": 1, "validation": 1, "test": 2}
 
@@ -22,6 +23,8 @@ def npz(
     group: str = "group",
     classes: int = 0,
     threshold: int = 0,
+    size: int = 0,
+    val: str = "validation",
 ) -> Dataset:
     """Read `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test` and `x_val`, `y_val`, from an .npz file.
 
@@ -41,11 +44,18 @@ def npz(
         group: key of the groups.
         classes: number of classes; 0 = from `class_names`, else the largest label + 1.
         threshold: of masks stored as grey values: class 1 from this value up, class 0 below; 0 = values are classes.
+        size: height and width to resize images to (not masks): means of blocks where it divides, else bicubic; the
+            aspect ratio is not kept; 0 = as stored.
+        val: what `x_val` (or `x_validation`) is: 'validation' or, of files without a test part, 'test'.
 
     Raises:
         UserError: a missing or damaged file, a missing key, arrays that do not fit together, NaN or infinite values,
             labels that are no labels, pickled objects.
     """
+    if size < 0:
+        raise UserError(f"config.data.npz.size: {size}, expected pixels, or 0 for images as stored")
+    if val not in ("validation", "test"):
+        raise UserError(f"config.data.npz.val: unknown name '{val}'{nearest(val, ('validation', 'test'))}")
     file = Npz(path, "config.data.npz.path")
     parts = [part for part in PARTS if f"{x}_{part}" in file] if x not in file else []
     if client and not _present(file, client, parts):
@@ -67,9 +77,15 @@ def npz(
     labels, task, class_names = targets(
         labels, rows, f"{where} '{y}'", file.words("class_names"), classes or 2 * bool(threshold)
     )
+    if size:
+        if rows.ndim != 4 or task == "mask":
+            found = "masks as labels" if task == "mask" else f"inputs of shape {rows.shape}"
+            raise UserError(f"config.data.npz.size: {size} is for images, but {file.path} has {found}; set it to 0")
+        rows = images.resize(rows, size)
     given = None
     if parts:
-        given = np.repeat([PARTS[part] for part in parts], lengths).astype(np.int8)
+        given = np.repeat([WORDS[val] if PARTS[part] == VALIDATION else PARTS[part] for part in parts], lengths)
+        given = given.astype(np.int8)
     elif split in file:
         given = splits(file[split], n, f"{where} '{split}'", split_names)
 

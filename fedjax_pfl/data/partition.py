@@ -25,7 +25,7 @@ def natural(pool: Pool, seed: int, *, min_examples: int = 1) -> Parts:
     """One client per hospital, site or writer of the source; those with fewer than `min_examples` rows are left out."""
     del seed
     client, names = _natural_clients(pool, "natural")
-    rows = [np.flatnonzero(client == c) for c in range(len(names))]
+    rows = _rows_of(client, len(names))
     kept = [c for c in range(len(names)) if len(rows[c]) >= max(min_examples, 1)]
     if not kept:
         most = max((len(r) for r in rows), default=0)
@@ -87,16 +87,19 @@ def dirichlet(
     """Each class is handed out in shares ~ Dirichlet(beta) (NIID-Bench `noniid-labeldir`).
 
     A client that has its fair share N / n gets nothing of the classes that follow; all is drawn again until the
-    smallest client has `min_size` rows.
+    smallest client has `min_size` rows. A row of several labels counts as its rarest one, those without any label as a
+    class of their own.
     """
-    labels = _single_labels(pool, "dirichlet")
+    labels, classes = (
+        _rarest_labels(pool) if pool.task == "multi" else (_single_labels(pool, "dirichlet"), pool.classes)
+    )
     _enough(pool, clients, "dirichlet", min_size)
     _positive(beta, "config.split.dirichlet.beta")
     rng = np.random.RandomState(seed)
     n = len(labels)
     for _ in range(retries):
         rows: list[list[int]] = [[] for _ in range(clients)]
-        for c in range(pool.classes):
+        for c in range(classes):
             of_class = np.flatnonzero(labels == c)
             rng.shuffle(of_class)
             q = rng.dirichlet(np.repeat(beta, clients))
@@ -140,7 +143,7 @@ def real(pool: Pool, seed: int, *, clients: int = 10) -> Parts:
     writer, names = _natural_clients(pool, "real")
     if not 1 <= clients <= len(names):
         raise UserError(f"config.split.real.clients: {clients} groups out of {len(names)} natural clients")
-    of_writer = [np.flatnonzero(writer == w) for w in range(len(names))]
+    of_writer = _rows_of(writer, len(names))
     order = np.random.RandomState(seed).permutation(len(names))
     return _parts([np.concatenate([of_writer[w] for w in part]) for part in np.array_split(order, clients)])
 
@@ -204,6 +207,55 @@ def hsu(pool: Pool, seed: int, *, clients: int = 10, alpha: float = 0.5) -> Part
     return _parts(rows)
 
 
+def label_cluster(pool: Pool, seed: int, *, clients: int = 10, groups: int = 3, skew: float = 0.8) -> Parts:
+    """Partial label correlation: each client sees mostly one or two groups of labels that occur together.
+
+    For methods such as FedLGT (Liu, Lin, Yang, Wang, AAAI 2024, arXiv 2312.07165), from any data of several labels: the
+    labels are clustered into `groups` by how often they occur together (`label_groups`), and a row belongs to the group
+    of most of its labels (of equally many, the one with the rarer labels; without labels, a random one). The rows,
+    sorted by group, are cut into nearly equal parts, one for each client; then a share 1 - `skew` of all rows changes
+    places at random.
+    """
+    if pool.task != "multi":
+        raise UserError(
+            f"config.split.partition: 'label_cluster' needs several labels for each row, but the task is '{pool.task}'; "
+            "choose 'homogeneous' or, for one label, 'dirichlet'"
+        )
+    _enough(pool, clients, "label_cluster")
+    if not 1 <= groups <= pool.classes:
+        raise UserError(
+            f"config.split.label_cluster.groups: {groups}, expected 1 to {pool.classes}, the number of labels"
+        )
+    if not 0 <= skew <= 1:
+        raise UserError(f"config.split.label_cluster.skew: {skew}, expected a share of 0 to 1")
+    rng = np.random.RandomState(seed)
+    n, counts = len(pool.y), pool.y.sum(0, dtype=np.int64)
+    member = np.eye(groups)[label_groups(pool.y, groups)]  # [L, groups]
+    rarity = 1 / (1 + counts) / (1 + pool.classes)  # all labels of a row together weigh less than one more label
+    votes = pool.y @ ((1 + rarity)[:, None] * member)
+    group = np.where(pool.y.any(1), votes.argmax(1), rng.randint(groups, size=n))
+    shuffled = rng.permutation(n)
+    order = shuffled[np.argsort(rng.permutation(groups)[group[shuffled]], kind="stable")]
+    moved = rng.permutation(n)[: round((1 - skew) * n)]
+    order[moved] = order[rng.permutation(moved)]
+    return _parts(np.array_split(order, clients))
+
+
+def label_groups(y: np.ndarray, groups: int) -> np.ndarray:
+    """The group 0 ... groups - 1 of each of the L labels, [L]: those that occur together in y [n, L] come together.
+
+    Ward's clustering of the labels' cosine similarities: each label is described by how much it occurs with each other.
+    """
+    from scipy.cluster.hierarchy import cut_tree, ward
+    from scipy.spatial.distance import pdist
+
+    if y.shape[1] == 1:
+        return np.zeros(1, np.int64)
+    together = y.T.astype(np.float64) @ y
+    size = np.sqrt(np.maximum(np.diag(together), 1))
+    return cut_tree(ward(pdist(together / np.outer(size, size))), groups)[:, 0]
+
+
 PARTITIONS: dict[str, Callable[..., Parts]] = {
     "natural": natural,
     "homogeneous": homogeneous,
@@ -215,6 +267,7 @@ PARTITIONS: dict[str, Callable[..., Parts]] = {
     "quantity": quantity,
     "shards": shards,
     "hsu": hsu,
+    "label_cluster": label_cluster,
 }
 
 
@@ -233,13 +286,26 @@ def _natural_clients(pool: Pool, partition: str) -> tuple[np.ndarray, tuple[str,
     return pool.client, pool.client_names
 
 
+def _rows_of(client: np.ndarray, clients: int) -> Rows:
+    """The rows of each natural client, ascending; one sort for all, as there may be tens of thousands."""
+    return np.split(np.argsort(client, kind="stable"), np.cumsum(np.bincount(client, minlength=clients))[:-1])
+
+
 def _single_labels(pool: Pool, partition: str) -> np.ndarray:
     if pool.task != "single":
+        others = "'dirichlet', 'label_cluster', " if pool.task == "multi" else ""
         raise UserError(
             f"config.split.partition: '{partition}' needs one label for each row, but the task is '{pool.task}'; "
-            "choose 'homogeneous', 'quantity', 'noise' or 'natural'"
+            f"choose {others}'homogeneous', 'quantity', 'noise' or 'natural'"
         )
     return pool.y
+
+
+def _rarest_labels(pool: Pool) -> tuple[np.ndarray, int]:
+    """Of each row of several labels the one that the fewest rows have, L where it has none; and L + 1."""
+    rarest_first = np.argsort(pool.y.sum(0, dtype=np.int64), kind="stable")
+    label = rarest_first[pool.y[:, rarest_first].argmax(1)]
+    return np.where(pool.y.any(1), label, pool.classes), pool.classes + 1
 
 
 def _enough(pool: Pool, clients: int, partition: str, min_size: int = 1) -> None:

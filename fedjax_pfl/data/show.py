@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.data.types import SPLITS, Federation
 
 WIDTH = 120
@@ -25,17 +26,26 @@ def describe(federation: Federation) -> str:
     f = federation
     splits = (f.train, f.validation, f.test)
     sizes = np.array([[len(rows) for rows in split] for split in splits])  # [3, N]
-    counts = np.stack([tally(f, split) for split in splits])  # [3, N, L]
+    # Of many clients the largest and the smallest are shown; before the rows of the others no text is made.
+    shown = np.arange(len(f.train))
+    if len(shown) > MOST_LINES:
+        order, half = np.argsort(-sizes[0], kind="stable"), MOST_LINES // 4
+        shown = np.concatenate([order[:half], order[-half:]])
+    train = tally(f, f.train)
+    held = (train > 0).sum(1)
+    counts = [train[shown], *(tally(f, tuple(split[k] for k in shown)) for split in splits[1:])]
     # The last line is the sum over the clients; a set that all of them share counts once.
     once = [1 if _shared(split) else None for split in splits]
-    total = np.stack([np.append(v, v[:m].sum()) for v, m in zip(sizes, once, strict=True)])
-    counts = np.stack([np.vstack([v, v[:m].sum(0)]) for v, m in zip(counts, once, strict=True)])
+    whole = [train[: once[0]], *(tally(f, split[:m]) for split, m in zip(splits[1:], once[1:], strict=True))]
+    total = np.stack([np.append(v[shown], v[:m].sum()) for v, m in zip(sizes, once, strict=True)])
+    counts = np.stack([np.vstack([v, w.sum(0)]) for v, w in zip(counts, whole, strict=True)])  # [3, shown + 1, L]
 
     numbers = [[str(v) for v in line] for line in total.T]
     if f.noise.any():
-        numbers = [[*line, std] for line, std in zip(numbers, [*(f"{v:.3f}" for v in f.noise), ""], strict=True)]
+        std = [*(f"{f.noise[k]:.3f}" for k in shown), ""]
+        numbers = [[*line, value] for line, value in zip(numbers, std, strict=True)]
     head = ["client", "train", "valid", "test", *(["noise"] if f.noise.any() else [])]
-    lines = [[name, *line] for name, line in zip([*f.client_names, "all"], numbers, strict=True)]
+    lines = [[name, *line] for name, line in zip([*(f.client_names[k] for k in shown), "all"], numbers, strict=True)]
     names = [name if len(name) <= 16 else name[:15] + "…" for name in f.class_names]
     own = [s for s in range(3) if not once[s]]
     cells = [["/".join(map(str, cell)) for cell in line] for line in counts[own].transpose(1, 2, 0)]
@@ -54,14 +64,9 @@ def describe(federation: Federation) -> str:
         legend = ""
 
     text = _aligned(rows)
-    if len(f.train) > MOST_LINES:
-        order = np.argsort(-sizes[0], kind="stable")
-        half = MOST_LINES // 4
-        text = [text[0], *(text[1 + k] for k in order[:half]), f"... {len(order) - 2 * half} clients between ..."] + [
-            text[k] for k in [*(1 + order[-half:]), -1]
-        ]
+    if len(shown) < len(f.train):
+        text.insert(1 + len(shown) // 2, f"... {len(f.train) - len(shown)} clients between ...")
     what = {"single": "rows", "multi": "positives", "mask": "images with the class"}[f.task]
-    held = (counts[0, :-1] > 0).sum(1)
     about = [
         f"{f.name}: {len(f.train)} clients, {total[0, -1]} train, {total[1, -1]} validation, {total[2, -1]} test rows; "
         f"{len(f.class_names)} classes; cells: {what}, {note}",
@@ -87,7 +92,7 @@ def draw(federation: Federation, path: str | Path) -> None:
     if len(shown) > MOST_COLUMNS:
         order = np.argsort([-len(rows) for rows in f.train], kind="stable")
         shown = order[np.linspace(0, len(order) - 1, MOST_COLUMNS).round().astype(int)]
-    counts = tally(f, f.train)[shown]
+    counts = tally(f, tuple(f.train[k] for k in shown))
     classes = np.sort(np.argsort(-counts.sum(0), kind="stable")[:MOST_CLASSES])
     counts = counts[:, classes]
     n = len(shown)
@@ -163,11 +168,21 @@ def draw(federation: Federation, path: str | Path) -> None:
 
 
 def fingerprint(federation: Federation) -> str:
-    """16 hexadecimal digits that change with any input, label, name, split or noise: what a run was trained on."""
+    """16 hexadecimal digits that change with any input, label, name, split or noise: what a run was trained on.
+
+    Images that stay in their file are known by its size, its users and their labels alone.
+    """
     f = federation
     digest = hashlib.sha256(repr((f.task, f.class_names, f.client_names)).encode())
     rows = [part for split in (f.train, f.validation, f.test) for part in split]
-    for array in (f.x, f.y, f.noise, *rows):
+    if isinstance(f.x, H5Images):
+        digest.update(f.x.fingerprint())
+        first: dict[int, int] = {}  # tens of thousands of clients may share one test set: it is hashed once
+        digest.update(repr([first.setdefault(id(part), i) for i, part in enumerate(rows)]).encode())
+        arrays = [f.y, f.noise, *(rows[i] for i in first.values())]
+    else:
+        arrays = [f.x, f.y, f.noise, *rows]
+    for array in arrays:
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.data)
@@ -183,7 +198,7 @@ def tally(federation: Federation, rows: tuple[np.ndarray, ...]) -> np.ndarray:
     for part in rows:
         if id(part) not in done:
             single = federation.task == "single"
-            done[id(part)] = np.bincount(y[part], minlength=classes) if single else y[part].sum(0, dtype=np.int64)
+            done[id(part)] = np.bincount(y[part], minlength=classes) if single else y[part].sum(0, dtype=np.int32)
     return np.stack([done[id(part)] for part in rows])
 
 

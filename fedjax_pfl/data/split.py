@@ -7,7 +7,7 @@
   global  NIID-Bench's protocol: only the training rows are handed out, and every client is tested on one and the same
           test set; validation rows, where the source has none, are cut from each client's training rows.
   auto    'given' where the source has a split and the clients are natural ones (or groups of them), 'global' where it
-          has a split and the clients are artificial, 'within' where it has none.
+          has a split and the clients are artificial, or other people than those it tests, 'within' where it has none.
 
 Rows of one group (a lesion, a patient), where the source knows groups, are never cut by a split made here.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_pfl.data.partition import PARTITIONS
-from fedjax_pfl.data.types import TEST, TRAIN, VALIDATION, Dataset, Federation, Parts, Pool, take
+from fedjax_pfl.data.types import TEST, TRAIN, VALIDATION, Dataset, Federation, Parts, Pool, subset, take
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.registry import lookup
 
@@ -73,7 +73,10 @@ def federate(dataset: Dataset, section: Any, seed: int) -> Federation:
                 f"split: client '{parts.names[k]}' has {len(mine)} training rows (of {len(rows)}), fewer than "
                 f"config.split.min_train = {section.min_train}; lower it, or leave small clients out"
             )
-        train, own_validation, own_test = stratify(dataset, mine, validation, test, section.min_train, _rng(seed, 3, k))
+        train, own_validation, own_test = mine, mine[:0], mine[:0]
+        if validation or test:
+            rng = _rng(seed, 3, k)
+            train, own_validation, own_test = stratify(dataset, mine, validation, test, section.min_train, rng)
         if how == "global":
             splits.append((train, given[VALIDATION] if given[VALIDATION].size else own_validation, given[TEST]))
         else:
@@ -167,7 +170,8 @@ def _subsample(dataset: Dataset, size: int, rng: np.random.RandomState) -> np.nd
     # The rows lost to rounding down go to empty strata first, then to the largest remainders.
     order = np.lexsort((rng.permutation(len(keep)), -(share - keep), keep > 0))
     keep[order[: size - keep.sum()]] += 1
-    rows = [rng.permutation(np.flatnonzero(stratum == s))[:k] for s, k in enumerate(keep)]
+    of_stratum = np.split(np.argsort(stratum, kind="stable"), np.cumsum(counts)[:-1])
+    rows = [rng.permutation(mine)[:k] for mine, k in zip(of_stratum, keep, strict=True)]
     return np.sort(np.concatenate(rows))
 
 
@@ -189,17 +193,13 @@ def _some_clients(parts: Parts, number: int, rng: np.random.RandomState) -> Part
 def _compact(dataset: Dataset, parts: Parts, splits: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Federation:
     """The federation, without the rows that nobody holds: they would only fill the device."""
     held = np.zeros(len(dataset.x), bool)
-    for split in splits:
-        for rows in split:
-            held[rows] = True
-    x, y = (dataset.x, dataset.y) if held.all() else (dataset.x[held], dataset.y[held])
+    different = {id(rows): rows for split in splits for rows in split}  # one test set may be everybody's
+    for rows in different.values():
+        held[rows] = True
+    x, y = (dataset.x, dataset.y) if held.all() else (subset(dataset.x, held), dataset.y[held])
     number = np.cumsum(held) - 1
-    shared: dict[int, np.ndarray] = {}  # one test set that all clients share stays one array
-
-    def renumber(rows: np.ndarray) -> np.ndarray:
-        return shared.setdefault(id(rows), number[rows])
-
-    train, validation, test = (tuple(renumber(split[s]) for split in splits) for s in range(3))
+    renumbered = {key: number[rows] for key, rows in different.items()}
+    train, validation, test = (tuple(renumbered[id(split[s])] for split in splits) for s in range(3))
     return Federation(
         dataset.name, dataset.task, dataset.class_names, parts.names, x, y, train, validation, test, parts.noise
     )
@@ -212,10 +212,18 @@ def _resolve(dataset: Dataset, section: Any) -> str:
     if how == "auto":
         if dataset.split is None:
             return "within"
-        return "given" if section.partition in NATURAL else "global"
+        return "given" if section.partition in NATURAL and not _strangers(dataset, section) else "global"
     if how == "given" and dataset.split is None:
         raise UserError(f"config.split.how: 'given', but data set '{dataset.name}' brings no split; choose 'within'")
     return how
+
+
+def _strangers(dataset: Dataset, section: Any) -> bool:
+    """Whether the source's validation and test rows all belong to clients that hold no training rows."""
+    if section.partition != "natural" or dataset.client is None or dataset.split is None:
+        return False
+    tested = dataset.client[(dataset.split > TRAIN) & (dataset.client >= 0)]
+    return tested.size > 0 and not np.isin(tested, dataset.client[dataset.split == TRAIN]).any()
 
 
 def _check(section: Any, seed: int) -> None:

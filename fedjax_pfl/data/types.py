@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_pfl.data.lazy import H5Images
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 
@@ -12,8 +14,8 @@ class Dataset(NamedTuple):
     """One pool of rows in host memory, as stored."""
 
     name: str
-    x: np.ndarray
-    """[n, H, W, C] uint8 images (grey: C = 1), or [n, ...] float32 features."""
+    x: np.ndarray | H5Images
+    """[n, H, W, C] uint8 images (grey: C = 1), in memory or in their file, or [n, ...] float32 features."""
     y: np.ndarray
     """task 'single': [n] int32; 'multi': [n, L] uint8 of 0 and 1; 'mask': [n, H, W] int32."""
     task: str
@@ -57,7 +59,7 @@ class Federation(NamedTuple):
     task: str
     class_names: tuple[str, ...]
     client_names: tuple[str, ...]
-    x: np.ndarray
+    x: np.ndarray | H5Images
     """As in `Dataset`; rows that nobody holds are left out."""
     y: np.ndarray
     train: tuple[np.ndarray, ...]
@@ -69,10 +71,15 @@ class Federation(NamedTuple):
     (NIID-Bench's noise-based feature skew); 0 = none."""
 
 
+def subset(x: np.ndarray | H5Images, rows: np.ndarray) -> np.ndarray | H5Images:
+    """Only these rows of the inputs, in this order; images in a file stay there."""
+    return x.subset(rows) if isinstance(x, H5Images) else x[rows]
+
+
 def take(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """The data set with only these rows ([m] integers, or [n] bool), in this order."""
     return dataset._replace(
-        x=dataset.x[rows],
+        x=subset(dataset.x, rows),
         y=dataset.y[rows],
         client=None if dataset.client is None else dataset.client[rows],
         split=None if dataset.split is None else dataset.split[rows],

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.models.cnn import cnn_digit, cnn_niid, cnn_pfl
+from fedjax_pfl.models.ctran import LABELS, POSITIONS, STATES, ctran
 from fedjax_pfl.models.layers import NORMS, Classifier
 from fedjax_pfl.models.mlp import mlp
 from fedjax_pfl.models.resnet import STEMS, resnet18, resnet20, resnet32, resnet34, resnet50, resnet101
@@ -24,10 +25,18 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet101": resnet101,
+    "ctran": ctran,
 }
 
 # The options that are a choice between words.
-CHOICES = {"norm": tuple(NORMS), "stem": STEMS, "impl": ("auto", "xla", "gemm", "eigen")}
+CHOICES = {
+    "norm": tuple(NORMS),
+    "stem": STEMS,
+    "impl": ("auto", "xla", "gemm", "eigen"),
+    "labels": LABELS,
+    "states": STATES,
+    "position": POSITIONS,
+}
 
 
 def build(name: str, num_classes: int, **chosen: Any) -> Classifier:

@@ -32,11 +32,12 @@ class CNNNiid(Classifier):
         self.fc2 = Dense(84)
         self.fc3 = Dense(self.num_classes)
 
-    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "cnn_niid", least=16)
-        x = nn.relu(self.conv1(x, pool=2))
-        x = nn.relu(self.conv2(x, pool=2))
-        x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
+        return nn.relu(self.conv2(nn.relu(self.conv1(x, pool=2)), pool=2))
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        x = nn.relu(self.fc1(self.maps(x).reshape(x.shape[0], -1)))
         return nn.relu(self.fc2(x))
 
 
@@ -68,11 +69,12 @@ class CNNPfl(Classifier):
         self.drop1 = Dropout(self.dropout_conv)
         self.drop2 = Dropout(self.dropout_dense)
 
-    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "cnn_pfl", least=6)
-        x = nn.relu(self.conv2(nn.relu(self.conv1(x)), pool=2))
-        x = self.drop1(x, train).reshape(x.shape[0], -1)
-        return self.drop2(nn.relu(self.fc1(x)), train)
+        return self.drop1(nn.relu(self.conv2(nn.relu(self.conv1(x)), pool=2)), train)
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.drop2(nn.relu(self.fc1(self.maps(x, train).reshape(x.shape[0], -1))), train)
 
 
 def cnn_pfl(num_classes: int, *, dropout_conv: float = 0.25, dropout_dense: float = 0.5, impl: str = "auto") -> CNNPfl:
@@ -137,10 +139,12 @@ class CNNDigit(Classifier):
         self.linear = DigitLinear(self.dense_widths, self.norm, self.dropout)
         self.fc = Dense(self.num_classes)
 
-    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "cnn_digit")
-        x = self.encoder(x, train, mask)
-        return self.linear(x.reshape(x.shape[0], -1), train, mask)
+        return self.encoder(x, train, mask)
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.linear(self.maps(x, train, mask).reshape(x.shape[0], -1), train, mask)
 
 
 def cnn_digit(num_classes: int, *, norm: str = "batch", dropout: float = 0.5, impl: str = "auto") -> CNNDigit:

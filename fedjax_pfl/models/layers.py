@@ -18,7 +18,7 @@ EPS = 1e-5  # PyTorch's, of both norms
 MOMENTUM = 0.9  # of the running statistics: PyTorch's momentum 0.1
 
 
-def _along(v: jax.Array, x: jax.Array) -> jax.Array:
+def along(v: jax.Array, x: jax.Array) -> jax.Array:
     """v [C], shaped to broadcast against x [..., C]."""
     return v.reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -29,12 +29,14 @@ class Dense(nn.Module):
     Attributes:
         features: number of outputs.
         use_bias: whether to add `bias`.
-        kernel_init: initialiser of the kernel; PyTorch's default U(-1 / sqrt(in), 1 / sqrt(in)), also the bias's.
+        kernel_init: initialiser of the kernel; PyTorch's default U(-1 / sqrt(in), 1 / sqrt(in)).
+        bias_init: initialiser of the bias; None: PyTorch's default, the same range.
     """
 
     features: int
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = torch_kernel_init
+    bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,7 +44,8 @@ class Dense(nn.Module):
         fan_in = x.shape[-1]
         y = x @ self.param("kernel", self.kernel_init, (fan_in, self.features), jnp.float32)
         if self.use_bias:
-            y = y + _along(self.param("bias", torch_bias_init(fan_in), (self.features,), jnp.float32), y)
+            bias_init = self.bias_init or torch_bias_init(fan_in)
+            y = y + along(self.param("bias", bias_init, (self.features,), jnp.float32), y)
         return y
 
 
@@ -79,12 +82,12 @@ class BatchNorm(nn.Module):
                 return jnp.where(rows, values, 0).sum(tuple(range(x.ndim - 1))) / jnp.maximum(n, 1)
 
             mean = jnp.where(n > 0, batch_mean(x), mean)
-            var = jnp.where(n > 0, batch_mean(jnp.square(x - _along(mean, x))), var)
+            var = jnp.where(n > 0, batch_mean(jnp.square(x - along(mean, x))), var)
             unbiased = jnp.where(n > 1, var * n / jnp.maximum(n - 1, 1), running_var.value)
             # Written as a step, so that a step of nothing leaves every bit.
             running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
             running_var.value += (1 - MOMENTUM) * (unbiased - running_var.value)
-        return (x - _along(mean, x)) * _along(scale * jax.lax.rsqrt(var + EPS), x) + _along(bias, x)
+        return (x - along(mean, x)) * along(scale * jax.lax.rsqrt(var + EPS), x) + along(bias, x)
 
 
 class GroupNorm(nn.Module):
@@ -109,7 +112,7 @@ class GroupNorm(nn.Module):
         z = x.reshape(x.shape[0], -1, groups, c // groups)
         z = z - z.mean((1, 3), keepdims=True)
         z = z * jax.lax.rsqrt(jnp.square(z).mean((1, 3), keepdims=True) + EPS)
-        return z.reshape(x.shape) * _along(scale, x) + _along(bias, x)
+        return z.reshape(x.shape) * along(scale, x) + along(bias, x)
 
 
 class NoNorm(nn.Module):
@@ -167,6 +170,13 @@ class Classifier(nn.Module):
         PyTorch flattens C, H, W and we H, W, C, so `weights` permutes the rows of these kernels.
         """
         return {}
+
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, ...] -> the last feature maps [B, h, w, d], as a backbone of another model. Arguments as in `__call__`.
+
+        A model without maps has one position: its features.
+        """
+        return jnp.expand_dims(self.features(x, train, mask), (1, 2))
 
     def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """x [B, ...] -> what the classifier reads [B, d]. Arguments as in `__call__`."""

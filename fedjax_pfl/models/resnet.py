@@ -136,14 +136,17 @@ class ResNet(Classifier):
         else:
             self.fc = Dense(self.num_classes)
 
-    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "resnet")
         x = nn.relu(self.bn1(self.conv1(x), train, mask))
         if self.stem == "imagenet":
             x = max_pool(x, 3, strides=2, padding=1)
         for s in range(len(self.blocks)):
             x = getattr(self, f"layer{s + 1}")(x, train, mask)
-        return x.mean((1, 2))
+        return x
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.maps(x, train, mask).mean((1, 2))
 
 
 def _cifar(blocks: int) -> Callable[..., ResNet]:

@@ -67,11 +67,14 @@ class VGG16Slim(Classifier):
         self.fc1 = DenseNormReLU(2 * self.width, self.norm, use_bias=False)
         self.fc2 = Linear(self.num_classes, self.bias_fc2)
 
-    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         check_images(x, "vgg16_slim", least=2 ** len(BLOCKS))
         for name in self.layers[: len(BLOCKS)]:
             x = getattr(self, name)(x, train, mask)
-        return self.fc1(x.mean((1, 2)), train, mask)
+        return x
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.fc1(self.maps(x, train, mask).mean((1, 2)), train, mask)
 
 
 def vgg16_slim(num_classes: int, *, bias_fc2: bool = False, norm: str = "batch", impl: str = "auto") -> VGG16Slim:

@@ -112,6 +112,8 @@ def to_variables(
 ) -> Variables:
     """`variables` of `model` with the values of a PyTorch state dict; same structure and types.
 
+    A model with a `backbone` also takes the state dict of that alone (torchvision's, say), without its classifier.
+
     Args:
         state_dict: PyTorch names -> arrays in PyTorch's layouts, as `load` returns them.
         variables: of the model, as `model.init` returns them.
@@ -121,6 +123,11 @@ def to_variables(
     Raises:
         UserError: entries are missing, unexpected or of another shape; all are listed, in one line.
     """
+    backbone = getattr(model, "backbone", None)
+    if backbone is not None and not any(name.startswith("backbone.") for name in state_dict):
+        part = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
+        part = to_variables(state_dict, part, backbone, ignore_head=True)
+        return {kind: {**tree, "backbone": part[kind]} if kind in part else tree for kind, tree in variables.items()}
     head = model.layers[-1] + "."
     layout = shapes(variables)
     if ignore_head:

@@ -1,0 +1,28 @@
+"""FedLGT on 1,200 images of PASCAL VOC 2012 at 32 x 32, 8 clients that each see a few label groups."""
+
+from ml_collections import ConfigDict
+
+from configs import base, multilabel
+
+
+def get_config(variant: str = "fedlgt") -> ConfigDict:
+    config = base.get_config()
+    multilabel.published(config)
+    config.data.source = "npz"
+    config.data.npz.path = "../shared/data/voc2012_sub/voc2012_sub_64x64.npz"
+    config.data.npz.size = 32
+    config.split.partition = "label_cluster"
+    config.split.label_cluster.clients = 8
+    config.split.how = "global"
+    config.text.embeddings = "../shared/data/clip_text_embeddings/clip_vitb16_voc_coco.npz"
+    config.text.key = "voc12_single"
+    config.text.states = "package"
+    config.model.weights = "../shared/data/resnet_cifar10_weights/resnet20_cifar10.npz"
+    config.model.new_head = True
+    config.model.ctran.backbone = "resnet20"
+    config.model.ctran.width = config.model.ctran.feedforward = 128
+    config.rounds = 10
+    config.client.epochs = 2
+    config.client.lr = 5e-4
+    config.eval.every = 2
+    return multilabel.variant(config, variant)
