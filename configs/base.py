@@ -212,7 +212,8 @@ def get_config() -> ConfigDict:
             norm="batch",  # batch | group | none
             impl="auto",
         ),
-        resnet20=dict(norm="batch", impl="auto"),  # CIFAR ResNets, option A
+        resnet8=dict(norm="batch", impl="auto"),  # CIFAR ResNets, option A
+        resnet20=dict(norm="batch", impl="auto"),
         resnet32=dict(norm="batch", impl="auto"),
         resnet18=dict(norm="batch", stem="imagenet", impl="auto"),  # torchvision's layout; stem: imagenet | cifar
         resnet34=dict(norm="batch", stem="imagenet", impl="auto"),

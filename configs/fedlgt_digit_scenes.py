@@ -1,4 +1,10 @@
-"""FedLGT on scenes of handwritten digits, 8 clients whose digits go together differently; no download."""
+"""FedLGT on scenes of handwritten digits, 4 clients whose digits go together differently; no download.
+
+Paper: arXiv 2312.07165. Here a ResNet-8 and a transformer of width 64 with 2 layers, both from random weights, learn from
+1,200 scenes in 12 rounds of 2 epochs with Adam 1e-3, batch 8; label embeddings of MiniLM (in the package).
+Command: python launch.py --config=configs/fedlgt_digit_scenes.py (or :fedctran, :ule, :camle, :fedavg)
+Measured: not yet run.
+"""
 
 from ml_collections import ConfigDict
 
@@ -9,12 +15,17 @@ def get_config(variant: str = "fedlgt") -> ConfigDict:
     config = base.get_config()
     multilabel.published(config)
     config.data.source = "digit_scenes"
+    config.data.digit_scenes.clients = 4
+    config.data.digit_scenes.skew = 0.5
     config.split.how = "global"
     config.text.embeddings = "package"
-    config.model.ctran.backbone = "cnn_digit"
-    config.model.ctran.width = config.model.ctran.feedforward = 128
-    config.rounds = 10
+    config.model.ctran.backbone = "resnet8"
+    config.model.ctran.width = config.model.ctran.feedforward = 64
+    config.model.ctran.depth = 2
+    config.model.ctran.dropout = 0.0
+    config.rounds = 12
     config.client.epochs = 2
+    config.client.batch_size = 8
     config.client.lr = 1e-3
     config.augment.flip_horizontal = 0.0
     config.augment.mean = (0.5,)

@@ -2,9 +2,10 @@
 
 1. One FedAvg round of pfl-research's CIFAR-10 benchmark (50 clients x 50 random 32x32x3 images, one epoch of batch 10, conv
    3x3x32 - conv 3x3x64 - pool 2 - dense 128 - dense 10 with dropout, lr 0.1) against the same loop over clients in PyTorch.
-2. Time per round against the number of clients: linear.
-3. How clients run: one after the other, together, or in chunks.
-4. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
+2. One FedLGT round (8 clients x 64 images of 64x64, ResNet-18, 20 labels, batch 16, one epoch) against the same in PyTorch.
+3. Time per round against the number of clients: linear.
+4. How clients run: one after the other, together, or in chunks.
+5. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
 """
 
 import json
@@ -13,18 +14,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from ml_collections import ConfigDict
 
-from fedjax_pfl import algorithms, cohort, core, local, log, models, problem
+from fedjax_pfl import algorithms, benchmark_torch, cohort, core, local, log, losses, models, problem
 from fedjax_pfl.core import How
 from fedjax_pfl.local import Training
 
 CLIENTS, EXAMPLES, BATCH, LR = 50, 50, 10, 0.1
+LABELS = 20
+OFF = ("flip_vertical", "shift", "scale", "rotate", "shift_scale_rotate_p", "crop_padding")
+OFF += ("brightness", "brightness_p", "contrast", "contrast_p")
+FLIPS = ConfigDict({**dict.fromkeys(OFF, 0), "flip_horizontal": 0.5, "mean": (0.0,), "std": (1.0,)})
 
 
 def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
@@ -37,6 +45,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"device": log.device(), "versions": log.versions()}
     for name, measure in (
         ("round against PyTorch", against_torch),
+        ("FedLGT's round against PyTorch", fedlgt_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
         ("peak memory (MiB) by population", by_population),
@@ -57,19 +66,40 @@ def against_torch(repeats: int = 7, clients: int = CLIENTS) -> dict[str, Any]:
     x = rng.integers(0, 256, (clients * EXAMPLES, 32, 32, 3), dtype=np.uint8)
     y = rng.integers(0, 10, clients * EXAMPLES).astype(np.int32)
     ours, compile_seconds = one_round(x, y, clients, "cnn_pfl", {}, BATCH, "auto")
-    found: dict[str, Any] = {"compile seconds": compile_seconds}
-    if util.find_spec("torch") is None:
-        found["PyTorch"] = "not installed (pip install 'fedjax_pfl[parity]'), so no ratio"
-        found["seconds per round"] = statistics.median(_times({"ours": ours}, repeats)["ours"])
-        return found
-    times = _times({"ours": ours, "PyTorch": torch_round(x, y, clients)}, repeats)
-    ratios = [a / b for a, b in zip(times["ours"], times["PyTorch"], strict=True)]
-    found["seconds per round"] = statistics.median(times["ours"])
-    found["seconds per round, PyTorch"] = statistics.median(times["PyTorch"])
-    found["examples per second"] = clients * EXAMPLES / found["seconds per round"]
-    found["ratio ours / PyTorch"] = statistics.median(ratios)
-    found["ratio, least"], found["ratio, most"] = min(ratios), max(ratios)
-    return found
+    theirs = None
+    if util.find_spec("torch") is not None:
+        theirs = benchmark_torch.fedavg_round(x, y, clients, batch=BATCH, lr=LR)
+    return {"compile seconds": compile_seconds} | _compared(ours, theirs, repeats, len(x))
+
+
+def fedlgt_against_torch(repeats: int = 3, clients: int = 8) -> dict[str, Any]:
+    """A FedLGT round: clients x 64 images of 64x64, ResNet-18, 20 labels, batch 16, 1 epoch, flips; CA-MLE included."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (clients * 64, 64, 64, 3), dtype=np.uint8)
+    y = (rng.random((len(x), LABELS)) < 0.2).astype(np.uint8)
+    u = rng.normal(size=(LABELS, 512)).astype(np.float32) / 512**0.5
+    e = rng.normal(size=(2, 512)).astype(np.float32) / 512**0.5
+    model = models.build("ctran", LABELS).clone(label_table=u, state_table=e)
+    setup = problem.build(
+        model,
+        x[0],
+        "multi",
+        loss=partial(losses.binary_cross_entropy, reduction="sum"),
+        summed=True,
+        augmentation=FLIPS,
+    )
+    training = Training(
+        loss=setup.loss,
+        layers=model.layers,
+        lr=local.schedule("constant", 1e-4, rounds=1),
+        optimizer=local.optimizer(optax.scale_by_adam, clip=10.0),
+        batch_size=16,
+        summed=True,
+        label_mask=setup.label_mask,
+    )
+    ours, compile_seconds = _play(training, setup, "fedlgt", x, y, clients)
+    theirs = None if util.find_spec("torch") is None else benchmark_torch.fedlgt_round(x, y, u, e, clients)
+    return {"compile seconds": compile_seconds} | _compared(ours, theirs, repeats, len(x))
 
 
 def by_clients(numbers: tuple[int, ...] = (10, 100, 1000)) -> dict[str, float]:
@@ -104,9 +134,15 @@ def one_round(
 ) -> tuple[Callable[[], None], float]:
     """A FedAvg round of all clients, compiled, as a function of nothing; and the seconds of compilation."""
     setup, training = _training(x, model, options, batch_size, how)
-    algorithm = algorithms.build("fedavg", training)
+    return _play(training, setup, "fedavg", x, y, clients)
+
+
+def _play(
+    training: Training, setup: problem.Problem, method: str, x: np.ndarray, y: np.ndarray, clients: int
+) -> tuple[Callable[[], None], float]:
+    algorithm = algorithms.build(method, training)
     rows = cohort.Rows(cohort.Pool(x, y), np.array_split(np.arange(len(x)), clients))
-    some = cohort.assemble(rows, np.arange(clients, dtype=np.int32), multiple=cohort.chunk(how))
+    some = cohort.assemble(rows, np.arange(clients, dtype=np.int32), multiple=cohort.chunk(training.how))
     key = jax.random.key(0)
     state = algorithm.init(setup.init(key), clients)
     began = time.perf_counter()
@@ -121,50 +157,24 @@ def one_round(
     return play, compile_seconds
 
 
-def torch_round(x: np.ndarray, y: np.ndarray, clients: int) -> Callable[[], None]:
-    """The same round in PyTorch: clients one after the other, then the mean of their models."""
-    import torch
-    from torch import nn
-
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 32, 3),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.25),
-        nn.Flatten(),
-        nn.Linear(12544, 128),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(128, 10),
-    )
-    images = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).contiguous().reshape(clients, -1, 3, 32, 32)
-    labels = torch.from_numpy(y).long().reshape(clients, -1)
-
-    def play() -> None:
-        server = [p.detach().clone() for p in net.parameters()]
-        mean = [torch.zeros_like(p) for p in server]
-        for k in range(clients):
-            with torch.no_grad():
-                for p, w in zip(net.parameters(), server, strict=True):
-                    p.copy_(w)
-            optimizer = torch.optim.SGD(net.parameters(), LR)
-            order = torch.randperm(labels.shape[1])
-            for start in range(0, labels.shape[1], BATCH):
-                some = order[start : start + BATCH]
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(net(images[k, some]), labels[k, some]).backward()
-                optimizer.step()
-            with torch.no_grad():
-                for m, p in zip(mean, net.parameters(), strict=True):
-                    m.add_(p, alpha=1 / clients)
-        with torch.no_grad():
-            for p, m in zip(net.parameters(), mean, strict=True):
-                p.copy_(m)
-
-    return play
+def _compared(
+    ours: Callable[[], None], theirs: Callable[[], None] | None, repeats: int, examples: int
+) -> dict[str, Any]:
+    """Seconds of our round, and where PyTorch is installed of its round too, in turn, and their ratio."""
+    if theirs is None:
+        missing = "not installed (pip install 'fedjax_pfl[parity]'), so no ratio"
+        return {"PyTorch": missing, "seconds per round": statistics.median(_times({"ours": ours}, repeats)["ours"])}
+    times = _times({"ours": ours, "PyTorch": theirs}, repeats)
+    ratios = [a / b for a, b in zip(times["ours"], times["PyTorch"], strict=True)]
+    seconds = statistics.median(times["ours"])
+    return {
+        "seconds per round": seconds,
+        "seconds per round, PyTorch": statistics.median(times["PyTorch"]),
+        "examples per second": examples / seconds,
+        "ratio ours / PyTorch": statistics.median(ratios),
+        "ratio, least": min(ratios),
+        "ratio, most": max(ratios),
+    }
 
 
 def _training(

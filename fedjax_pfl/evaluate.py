@@ -163,7 +163,7 @@ class Evaluator:
             candidate, jax.jit(self._scorer(candidate), compiler_options=compiler.options())
         )
 
-        def one_by_one(id: int) -> Array:
+        def in_slices(id: int) -> np.ndarray:
             """A client whose rows don't fit in memory together: a slice of them at a time."""
             size = max(1, self.GROUP_BYTES // rows.pool.row_bytes)
             train = self._train(candidate, np.array([id], np.int32))
@@ -171,15 +171,15 @@ class Evaluator:
             for part in rows.slices(id, size):
                 states = None if known is None else self._states(rows, np.array([id]), known, start, size)
                 data = jax.tree.map(lambda leaf: leaf[None], part)
-                parts.append(scorer(state, data, train, states, self._client(new_client, id)[None])[0])
+                # Fetched at once, so that one slice is on the device at a time.
+                parts.append(np.asarray(scorer(state, data, train, states, self._client(new_client, id)[None])[0]))
                 start += size
-            return jnp.concatenate(parts)
+            return np.concatenate(parts)[: rows.counts[id]]
 
         group = self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max)
         if group == 0:
             for id in map(int, ids):
-                logits = np.asarray(one_by_one(id))[: rows.counts[id]]
-                yield self._said(rows, id, logits, known)
+                yield self._said(rows, id, in_slices(id), known)
             return
         group = int(np.clip(group, 1, max(1, len(ids))))
         for start in range(0, len(ids), group):

@@ -33,7 +33,9 @@ class LabelMask(NamedTuple):
     loss: Callable[..., tuple[Float[Array, ""], Any]]
     """As `Loss`, with a keyword `remask(x, states, batch) -> states` that may change label-mask training's states [B, C] of
     the batch whose network inputs are x. The loss counts the labels that end up unknown."""
-    logits: Callable[[Variables, Array], Float[Array, "B C"]]  # of network inputs x, evaluation mode, all labels unknown
+    logits: Callable[
+        [Variables, Array], Float[Array, "B C"]
+    ]  # of network inputs x, evaluation mode, all labels unknown
     table: Callable[[Variables, ClientData], Float[Array, "n_max C"]] | None
     """The same of all of a client's rows, where a row always gives the same network input: without augmentation or noise."""
 
@@ -115,9 +117,7 @@ def train(
         updates, opt_state = tx.update(grads, opt_state, params)
         seen = jnp.sum(mask, dtype=jnp.int32)
         total = value_ if training.summed else value_ * seen.astype(value_.dtype)
-        metrics = Metrics(
-            metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total
-        )
+        metrics = Metrics(metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total)
         return optax.apply_updates(params, updates), {**rest, **changed}, opt_state, metrics, order, key
 
     def epoch(e, carry):
@@ -142,7 +142,8 @@ def train(
 def gradient(training: Training, variables: Variables, data: ClientData, key: Key[Array, ""]) -> Any:
     """The gradient of the mean loss over all of a client's examples at fixed variables, batch by batch in stored order.
 
-    Batch norm uses each batch's own statistics, as training does; running statistics don't change.
+    Batch norm uses each batch's own statistics, as training does; running statistics don't change. The loss must be a
+    batch's mean.
     """
     batch_size = training.batch_size
     rest = {name: part for name, part in variables.items() if name != "params"}
@@ -153,7 +154,7 @@ def gradient(training: Training, variables: Variables, data: ClientData, key: Ke
         grads = jax.grad(
             lambda params: training.loss({"params": params, **rest}, batch, jax.random.fold_in(key, i))[0]
         )(variables["params"])
-        return tree.add(total, grads if training.summed else tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
+        return tree.add(total, tree.scale(jnp.sum(batch.mask, dtype=jnp.int32), grads))
 
     total = jax.lax.fori_loop(0, -(-data.count // batch_size), add_batch, tree.zeros_like(variables["params"]))
     return tree.scale(1 / jnp.maximum(data.count, 1).astype(jnp.result_type(float)), total)
@@ -184,6 +185,16 @@ def freeze(where: tree.Where, active: Bool[Array, ""]) -> optax.GradientTransfor
     return optax.stateless(update)
 
 
+def clip_norm(limit: float) -> optax.GradientTransformation:
+    """g <- g min(1, limit / ||g||) over all parameters: optax's, as one factor, which costs a pass over them less."""
+
+    def update(grads, params):
+        norm = jnp.sqrt(tree.squared_norm(grads))
+        return tree.scale(jnp.where(norm > limit, limit / norm, jnp.ones_like(norm)), grads)
+
+    return optax.stateless(update)
+
+
 def scale_by_rate(lr: Float[Array, ""]) -> optax.GradientTransformation:
     """u <- -lr u, with lr a traced number in each leaf's own dtype (optax's would promote it)."""
     return optax.stateless(lambda updates, params: tree.scale(-lr, updates))
@@ -205,7 +216,7 @@ def optimizer(
 
     def make(lr: Float[Array, ""]) -> optax.GradientTransformation:
         return optax.chain(
-            optax.clip_by_global_norm(clip) if clip else optax.identity(),
+            clip_norm(clip) if clip else optax.identity(),
             optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
             direction(),
             scale_by_rate(lr),

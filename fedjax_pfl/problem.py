@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from fedjax_pfl import losses
 from fedjax_pfl.core import ClientData, Variables
@@ -128,9 +128,7 @@ def build(
         )
         return over_batch(jax.vmap(loss)(logits, y, states == UNKNOWN), batch.mask), changed
 
-    def predict(
-        variables: Variables, x: Array, noise: Array, key: Key[Array, ""], states: Array | None = None
-    ) -> Any:
+    def predict(variables: Variables, x: Array, noise: Array, key: Key[Array, ""], states: Array | None = None) -> Any:
         known = {} if states is None else {"states": states}
         return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False, **known)
 
@@ -148,7 +146,7 @@ def build(
 
 
 def _table(predict: Callable[..., Array], variables: Variables, data: ClientData, size: int = 64) -> Array:
-    """Logits [n_max, C] of all of a client's rows, `size` at a time; those of padding rows are 0."""
+    """Logits [n_max, C] of all of a client's rows, `size` at a time; padding rows have any."""
     n_max = data.x.shape[0]
     size, key = min(size, n_max), jax.random.key(0)
 

@@ -24,7 +24,7 @@ def test_help_is_quick_and_names_modes_and_configs():
     done = launch("--help")
     assert time.monotonic() - began < 3
     assert done.returncode == 0
-    for word in ("train", "eval", "partition", "report", "benchmark", "configs/quickstart.py"):
+    for word in ("train", "eval", "partition", "embed", "report", "benchmark", "configs/quickstart.py"):
         assert word in done.stdout
 
 
@@ -95,9 +95,11 @@ def test_every_registry_has_its_section_with_its_options_and_defaults():
 
 def test_every_method_has_a_config_with_a_docstring():
     for name in algorithms.METHODS:
-        text = (ROOT / "configs" / f"{name}_dermoscopy.py").read_text()
-        assert "Command: python launch.py" in text
-        assert "Measured" in text
+        texts = [path.read_text() for path in (ROOT / "configs").glob(f"{name}_*.py")]
+        assert texts, name
+        for text in texts:
+            assert "Command: python launch.py" in text
+            assert "Measured" in text
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_equal_to_pytorch():
         ),
         (
             lambda: losses.for_task("multi", reduction="summ")(jnp.zeros(2), jnp.zeros(2)),
-            "binary_cross_entropy.reduction: unknown name 'summ' (did you mean 'sum'?)",
+            "loss.binary_cross_entropy.reduction: unknown name 'summ' (did you mean 'sum'?)",
         ),
     ],
 )

@@ -425,6 +425,7 @@ PARAMETERS = [
     # Section by section from the paper's appendix: convolutions, dense layers, norms, classifier.
     ("cnn_digit", 10, (4_864 + 102_464 + 204_928) + (25_168_896 + 6_293_504) + 2 * (256 + 3072 + 2048) + 20_490),
     ("vgg16_slim", 3, 2_371_104),
+    ("resnet8", 10, 75_290),
     ("resnet20", 10, 269_722),
     ("resnet32", 10, 464_154),
     ("resnet18", 1000, 11_689_512),
@@ -435,7 +436,7 @@ PARAMETERS = [
 
 
 def test_every_model_is_counted():
-    assert [name for name, _, _ in PARAMETERS] == list(MODELS)
+    assert [name for name, _, _ in PARAMETERS] == [name for name in MODELS if name != "ctran"]  # see test_ctran.py
 
 
 @pytest.mark.parametrize(("name", "num_classes", "count"), PARAMETERS)
@@ -535,7 +536,7 @@ def test_dropout_is_drawn_in_training_only(model):
     jax.eval_shape(model.apply, variables, x)  # asks for no key
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("mlp", "resnet34", "resnet50", "resnet101")])
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("mlp", "resnet34", "resnet50", "resnet101", "ctran")])
 def test_every_convolution_is_of_the_chosen_kind(name):
     for impl in ("xla", "gemm"):
         model = build(name, 3, impl=impl)

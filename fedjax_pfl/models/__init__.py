@@ -8,7 +8,7 @@ from fedjax_pfl.models.cnn import cnn_digit, cnn_niid, cnn_pfl
 from fedjax_pfl.models.ctran import LABELS, POSITIONS, STATES, ctran
 from fedjax_pfl.models.layers import NORMS, Classifier
 from fedjax_pfl.models.mlp import mlp
-from fedjax_pfl.models.resnet import STEMS, resnet18, resnet20, resnet32, resnet34, resnet50, resnet101
+from fedjax_pfl.models.resnet import STEMS, resnet8, resnet18, resnet20, resnet32, resnet34, resnet50, resnet101
 from fedjax_pfl.models.vgg import vgg16_slim
 from fedjax_pfl.registry import lookup, options
 
@@ -19,6 +19,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "cnn_pfl": cnn_pfl,
     "cnn_digit": cnn_digit,
     "vgg16_slim": vgg16_slim,
+    "resnet8": resnet8,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet18": resnet18,

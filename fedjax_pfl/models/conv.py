@@ -52,9 +52,13 @@ def conv_xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
 
 def _patches(x: jax.Array, window: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
     """The kh * kw shifted and strided slices [B, H', W', I] of x [B, H, W, I], in the order of the kernel's taps."""
-    (kh, kw), (sh, sw), (h, w) = window, strides, x.shape[1:3]
+    (kh, kw), (sh, sw), (b, h, w, c) = window, strides, x.shape
     rows, columns = (h - kh) // sh, (w - kw) // sw
-    return [x[:, i : i + rows * sh + 1 : sh, j : j + columns * sw + 1 : sw, :] for i in range(kh) for j in range(kw)]
+    return [
+        lax.slice(x, (0, i, j, 0), (b, i + rows * sh + 1, j + columns * sw + 1, c), (1, sh, sw, 1))
+        for i in range(kh)
+        for j in range(kw)
+    ]
 
 
 def conv_gemm(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
@@ -227,8 +231,7 @@ def max_pool(
     pads = _pad_pairs(padding, x.shape[1:3], window, strides)
     if strides == window and pads == ((0, 0), (0, 0)):
         return _largest(_windows(x, window))
-    # A Python scalar, so that the gradient recognises the maximum's own identity.
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+    return _overlapping(x, window, strides, pads)
 
 
 @jax.custom_jvp
@@ -264,6 +267,58 @@ def _argmax(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
         better = lax.bitwise_or(lax.gt(each, largest), lax.ne(each, each))
         largest, place = lax.select(better, each, largest), lax.select(better, lax.full_like(place, n), place)
     return largest, place
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _overlapping(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Pairs) -> jax.Array:
+    """The maximum of windows that overlap or are padded; its gradient is that of `_largest`, some ten times as quick as
+    that of `lax.reduce_window` on a CPU."""
+    return _place(x, window, strides, padding)[0]
+
+
+def _place(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Pairs
+) -> tuple[jax.Array, jax.Array]:
+    """The first maximum of each window and its place in it, row by row."""
+    kh, kw = window
+    x = lax.pad(x, lax.full((), -np.inf, x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
+    largest, *others = _patches(x, window, strides)
+    place = lax.full_like(largest, 0, jnp.uint8 if kh * kw <= 256 else jnp.int32)
+    for n, each in enumerate(others, start=1):
+        better = lax.bitwise_or(lax.gt(each, largest), lax.ne(each, each))
+        largest, place = lax.select(better, each, largest), lax.select(better, lax.full_like(place, n), place)
+    return largest, place
+
+
+def _overlapping_forward(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Pairs
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    largest, place = apart(lambda x: _place(x, window, strides, padding))(x)
+    return largest, (place, jnp.zeros((x.shape[1], x.shape[2], 0)))  # the shape alone
+
+
+def _overlapping_backward(
+    window: tuple[int, int], strides: tuple[int, int], padding: Pairs, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array]:
+    place, image = saved
+    size = image.shape[:2]
+    total = None
+    for n in range(math.prod(window)):
+        at = divmod(n, window[1])
+        part = jnp.where(place == n, g, jnp.zeros_like(g))
+        # Each value goes back to where its window's place n was: the stride apart, in the middle of the padded image.
+        sides = []
+        for axis in range(2):
+            low = at[axis] - padding[axis][0]
+            reach = (g.shape[1 + axis] - 1) * strides[axis] + 1
+            sides.append((low, size[axis] - low - reach, strides[axis] - 1))
+        part = lax.pad(part, jnp.zeros((), g.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
+        total = part if total is None else total + part
+    assert total is not None
+    return (total,)
+
+
+_overlapping.defvjp(_overlapping_forward, _overlapping_backward)
 
 
 def avg_pool(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.models.conv import Dropout
@@ -31,7 +31,8 @@ def draw_states(key: Key[Array, ""], y: Int[Array, " C"], share: float) -> Int[A
     sorted by the random bits of fold_in(key, 1).
     """
     labels = y.shape[0]
-    number = jax.random.randint(jax.random.fold_in(key, 0), (), 0, int(share * labels) + 1)
+    most = int(share * labels + 1e-9)  # 0.29 * 100 is 28.999...
+    number = jax.random.randint(jax.random.fold_in(key, 0), (), 0, most + 1)
     order = jnp.argsort(jax.random.bits(jax.random.fold_in(key, 1), (labels,), jnp.uint32))
     rank = jnp.zeros((labels,), number.dtype).at[order].set(jnp.arange(labels, dtype=number.dtype))
     return jnp.where(rank < number, y.astype(jnp.int8), jnp.int8(UNKNOWN))
@@ -281,7 +282,9 @@ def ctran(
     if not 0 <= known <= 1:
         raise UserError(f"model.ctran.known: {known} found, a share from 0 to 1 expected")
     if min(width, depth, heads, feedforward) < 1 or width % heads:
-        raise UserError(f"model.ctran.width: {width} found, a positive multiple of the number of heads, {heads}, expected")
+        raise UserError(
+            f"model.ctran.width: {width} found, a positive multiple of the number of heads, {heads}, expected"
+        )
     return LabelMaskTransformer(
         num_classes,
         made,

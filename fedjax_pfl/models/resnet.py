@@ -165,6 +165,7 @@ def _torchvision(blocks: tuple[int, ...], bottleneck: bool) -> Callable[..., Res
     return factory
 
 
+resnet8 = _cifar(1)
 resnet20 = _cifar(3)
 resnet32 = _cifar(5)
 resnet18 = _torchvision((2, 2, 2, 2), bottleneck=False)

@@ -126,6 +126,9 @@ def to_variables(
     backbone = getattr(model, "backbone", None)
     if backbone is not None and not any(name.startswith("backbone.") for name in state_dict):
         part = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
+        # Layers behind the feature maps (the classifier, a CNN's dense layers) are never made here.
+        unmade = set(backbone.layers) - {name for tree in part.values() for name in tree}
+        state_dict = {name: value for name, value in state_dict.items() if name.split(".")[0] not in unmade}
         part = to_variables(state_dict, part, backbone, ignore_head=True)
         return {kind: {**tree, "backbone": part[kind]} if kind in part else tree for kind, tree in variables.items()}
     head = model.layers[-1] + "."

@@ -10,4 +10,6 @@ the network has batch norm. All oracles take
     solver    solver(t) -> the client's optimiser in round t, made anew for each client (`sgd.SGD`)
 
 and yield, after each round, a `Round`: what server and clients hold and the model that each client would use now.
+
+FedLGT's network is too much for gradients by hand: `fedlgt.py` is a float64 PyTorch loop with a signature of its own.
 """

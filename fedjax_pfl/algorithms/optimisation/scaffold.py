@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from fedjax_pfl import aggregate, local, tree
 from fedjax_pfl.core import Algorithm, Exchange, Variables, compose
+from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training
 
 
@@ -41,8 +42,12 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
         option: 1 (gradient at the server's point over all of the client's examples, without weight decay) or 2.
         server_lr: eta_g.
         weighting: of the model updates: 'uniform' (the paper's) or 'examples'.
-    """
 
+    Raises:
+        UserError: the loss is a batch's sum; control variates are gradients of a mean.
+    """
+    if training.summed:
+        raise UserError("config.loss.over_batch: found 'sum', but the control variates of 'scaffold' need 'mean'")
     keep = training.keep()
 
     def local_update(download, client, data, round, key):

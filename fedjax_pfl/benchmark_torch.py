@@ -1,0 +1,153 @@
+"""The rounds of the benchmark as plain PyTorch loops: clients one after the other, then the mean of their models."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def fedavg_round(x: np.ndarray, y: np.ndarray, clients: int, *, batch: int, lr: float) -> Callable[[], None]:
+    """A FedAvg round of pfl-research's CNN; x [n, 32, 32, 3] uint8, y [n]."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(12544, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
+    images = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).contiguous().reshape(clients, -1, 3, 32, 32)
+    labels = torch.from_numpy(y).long().reshape(clients, -1)
+
+    def client(k: int) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr)
+        order = torch.randperm(labels.shape[1])
+        for start in range(0, labels.shape[1], batch):
+            some = order[start : start + batch]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[k, some]), labels[k, some]).backward()
+            optimizer.step()
+
+    return _round(net, clients, client)
+
+
+def fedlgt_round(x: np.ndarray, y: np.ndarray, u: np.ndarray, e: np.ndarray, clients: int) -> Callable[[], None]:
+    """A FedLGT round with ResNet-18, batch 16, Adam 1e-4, clipping at 10, horizontal flips.
+
+    Args:
+        x, y: [n, H, W, 3] uint8 and [n, C] in {0, 1}, n / clients of each client.
+        u, e: label embeddings [C, 512], state embeddings [2, 512].
+    """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = _label_mask_transformer(torch.from_numpy(u), torch.from_numpy(e))
+    received = _label_mask_transformer(torch.from_numpy(u), torch.from_numpy(e)).eval()
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().reshape(clients, -1, 3, *x.shape[1:3])
+    labels = torch.from_numpy(y).reshape(clients, -1, y.shape[1])
+
+    def client(k: int) -> None:
+        received.load_state_dict(net.state_dict())
+        optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+        order = torch.randperm(labels.shape[1])
+        for start in range(0, len(order), 16):
+            some = order[start : start + 16]
+            image, target = images[k, some].float() / 255, labels[k, some].long()
+            flips = torch.rand(len(some)) < 0.5
+            image[flips] = image[flips].flip(3)
+            known = torch.randint(0, math.floor(0.75 * target.shape[1]) + 1, (len(some), 1))
+            rank = torch.rand(target.shape).argsort(1).argsort(1)
+            states = torch.where(rank < known, target, -1)
+            with torch.no_grad():
+                p = torch.sigmoid(received(image, torch.full_like(states, -1)))
+            states = torch.where((p - 0.5).abs() < 0.02, -1, states)
+            optimizer.zero_grad()
+            each = nn.functional.binary_cross_entropy_with_logits(net(image, states), target.float(), reduction="none")
+            (each * (states == -1)).sum().backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+            optimizer.step()
+
+    return _round(net, clients, client)
+
+
+def _round(net: Any, clients: int, client: Callable[[int], None]) -> Callable[[], None]:
+    """Every client trains from the server's model; then the model, with its running statistics, is their mean."""
+    import torch
+
+    def state() -> list[Any]:
+        return [entry for entry in net.state_dict().values() if entry.is_floating_point()]
+
+    def play() -> None:
+        with torch.no_grad():
+            server = [entry.clone() for entry in state()]
+            mean = [torch.zeros_like(entry) for entry in server]
+        for k in range(clients):
+            with torch.no_grad():
+                for entry, value in zip(state(), server, strict=True):
+                    entry.copy_(value)
+            client(k)
+            with torch.no_grad():
+                for total, entry in zip(mean, state(), strict=True):
+                    total.add_(entry, alpha=1 / clients)
+        with torch.no_grad():
+            for entry, value in zip(state(), mean, strict=True):
+                entry.copy_(value)
+
+    return play
+
+
+def _label_mask_transformer(u: Any, e: Any) -> Any:
+    """The network of FedLGT, as `models.ctran`."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            self.convolutions = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
+            self.shortcut = nn.Sequential()
+            if stride > 1:
+                self.shortcut.extend([nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.convolutions(x) + self.shortcut(x))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers: list[Any] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+            layers.append(nn.MaxPool2d(3, 2, 1))
+            widths = [64, 64, 128, 256, 512]
+            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+                layers += [Block(inputs, outputs, 1 if inputs == outputs else 2), Block(outputs, outputs, 1)]
+            self.backbone = nn.Sequential(*layers)
+            self.norm = nn.LayerNorm(512)
+            layer = nn.TransformerEncoderLayer(512, 4, 512, 0.1, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+            self.output = nn.Linear(512, len(u))
+            self.register_buffer("states", torch.cat([torch.zeros(1, 512), e]))
+
+        def forward(self, image: Any, states: Any) -> Any:
+            visual = self.backbone(image).flatten(2).transpose(1, 2)
+            h = self.norm(torch.cat([visual, u + self.states[states + 1]], 1))
+            h = self.encoder(h)[:, -len(u) :]
+            return (h * self.output.weight).sum(-1) + self.output.bias
+
+    return Network()
