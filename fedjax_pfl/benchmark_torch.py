@@ -129,6 +129,8 @@ def _label_mask_transformer(u: Any, e: Any) -> Any:
         def forward(self, x: Any) -> Any:
             return torch.relu(self.convolutions(x) + self.shortcut(x))
 
+    table = torch.cat([torch.zeros(1, 512), e])
+
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,11 +144,10 @@ def _label_mask_transformer(u: Any, e: Any) -> Any:
             layer = nn.TransformerEncoderLayer(512, 4, 512, 0.1, batch_first=True)
             self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
             self.output = nn.Linear(512, len(u))
-            self.register_buffer("states", torch.cat([torch.zeros(1, 512), e]))
 
         def forward(self, image: Any, states: Any) -> Any:
             visual = self.backbone(image).flatten(2).transpose(1, 2)
-            h = self.norm(torch.cat([visual, u + self.states[states + 1]], 1))
+            h = self.norm(torch.cat([visual, u + table[states + 1]], 1))
             h = self.encoder(h)[:, -len(u) :]
             return (h * self.output.weight).sum(-1) + self.output.bias
 

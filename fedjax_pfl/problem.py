@@ -129,7 +129,7 @@ def build(
         return over_batch(jax.vmap(loss)(logits, y, states == UNKNOWN), batch.mask), changed
 
     def predict(variables: Variables, x: Array, noise: Array, key: Key[Array, ""], states: Array | None = None) -> Any:
-        known = {} if states is None else {"states": states}
+        known: dict[str, Any] = {} if states is None else {"states": states}
         return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False, **known)
 
     if not isinstance(model, LabelMaskTransformer):
@@ -137,9 +137,13 @@ def build(
     if task != "multi":
         raise UserError(f"config.model.name: a label-mask model needs several labels an example, the task is '{task}'")
     fixed = not noisy and (augmentation is None or not augment.active(augmentation))
+
+    def network(variables: Variables, x: Array) -> Any:
+        return model.apply(variables, x, train=False)
+
     label_mask = LabelMask(
         masked_loss,
-        lambda variables, x: model.apply(variables, x, train=False),
+        network,
         partial(_table, predict) if fixed else None,
     )
     return Problem(model, init, masked_loss, predict, summed, label_mask)

@@ -2,15 +2,20 @@
 
 import importlib.util
 import json
+import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from fedjax_pfl import benchmark
+from fedjax_pfl import benchmark, models
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All four parts in their smallest form."""
+    """All parts in their smallest form."""
     monkeypatch.setattr(benchmark, "against_torch", lambda: {"ratio ours / PyTorch": 0.5})
+    monkeypatch.setattr(benchmark, "fedlgt_against_torch", lambda: {"ratio ours / PyTorch": 0.625})
     monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
     monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
     monkeypatch.setattr(benchmark, "by_population", lambda: {"100 clients, 50 a round": 300.0})
@@ -22,6 +27,7 @@ def test_prints_and_writes_what_it_returns(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "ratio ours / PyTorch" in printed
     assert "0.500" in printed
+    assert "0.625" in printed
     assert "300.000" in printed
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(json.dumps(found))
 
@@ -62,7 +68,46 @@ def test_ratio_to_torch():
 def test_ratio_is_ours_by_theirs(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(benchmark, "one_round", lambda *args: (lambda: None, 1.0))
-    monkeypatch.setattr(benchmark, "torch_round", lambda *args: lambda: None)
+    monkeypatch.setattr(benchmark.benchmark_torch, "fedavg_round", lambda *args, **options: lambda: None)
     monkeypatch.setattr(benchmark, "_times", lambda *args: {"ours": [1.0, 2.0, 1.5], "PyTorch": [2.0, 2.0, 2.0]})
     found = benchmark.against_torch(clients=2)
     assert [found[f"ratio{name}"] for name in (" ours / PyTorch", ", least", ", most")] == [0.75, 0.5, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_fedlgts_ratio_to_torch():
+    pytest.importorskip("torch")
+    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction promotes
+        found = benchmark.fedlgt_against_torch(repeats=1, clients=1)
+    assert found["ratio ours / PyTorch"] > 0
+
+
+@pytest.mark.parity
+def test_the_network_in_torch_is_ours():
+    """As many parameters and running statistics, and the same number of visual tokens in front of the labels."""
+    torch = pytest.importorskip("torch")
+    u, e = np.zeros((20, 512), np.float32), np.zeros((2, 512), np.float32)
+    net = benchmark.benchmark_torch._label_mask_transformer(torch.from_numpy(u), torch.from_numpy(e))
+    model = models.build("ctran", 20).clone(label_table=u, state_table=e)
+    ours = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32))
+    sizes = sorted(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours))
+    assert sorted(entry.numel() for entry in net.state_dict().values() if entry.is_floating_point()) == sizes
+    assert net(torch.zeros(2, 3, 64, 64), torch.full((2, 20), -1)).shape == (2, 20)
+
+
+@pytest.mark.parity
+def test_torchs_round_ends_with_the_mean():
+    """Client k adds k + 1 to the server's model, from which each of them starts."""
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Linear(2, 1)
+    before = net.weight.detach().clone()
+
+    def client(k: int) -> None:
+        with torch.no_grad():
+            net.weight.add_(k + 1)
+
+    play = benchmark.benchmark_torch._round(net, 3, client)
+    play()
+    play()
+    torch.testing.assert_close(net.weight.detach(), before + 2 * (1 + 2 + 3) / 3)

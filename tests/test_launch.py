@@ -30,7 +30,7 @@ def test_help_is_quick_and_names_modes_and_configs():
 
 def test_help_with_a_config_lists_its_options():
     done = launch("--help", "--config=configs/quickstart.py")
-    assert "--config.client.lr=0.05" in done.stdout
+    assert "--config.client.lr=0.001" in done.stdout
 
 
 @pytest.mark.parametrize(

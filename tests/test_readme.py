@@ -45,6 +45,8 @@ def test_what_the_readme_shows_runs(kind, code, folder, real_data):
         if "_dermoscopy.py" in line:  # the real data, but so little of it that this is a test
             path = real_data("dermoscopy_prrfl/dermoscopy_abc_128.zip")
             few = [f"--config.data.dermoscopy.path={path}", "--config.rounds=1", "--config.split.max_examples=150"]
+        elif "_digit_scenes.py" in line:
+            few = ["--config.rounds=1", "--config.client.epochs=1"]
         _run([sys.executable, *line.split()[1:], *few], folder)
 
 

@@ -738,7 +738,7 @@ def test_nearest_pairs_are_the_nearest():
 
 def test_mode_embed_from_the_command_line(tmp_path):
     flags = [
-        "--config=configs/quickstart.py",
+        "--config=configs/fedbn_digits.py",
         "--mode=embed",
         f"--workdir={tmp_path}",
         "--config.text.embeddings=package",

@@ -197,7 +197,7 @@ def test_rules_name_fields_that_exist():
 
 def _start(workdir: Path, rounds: int) -> subprocess.Popen:
     flags = [f"--config.rounds={rounds}", "--config.checkpoint.every=1", "--config.plots=False", "--quiet"]
-    command = [sys.executable, "launch.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    command = [sys.executable, "launch.py", "--config=configs/fedbn_digits.py", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
