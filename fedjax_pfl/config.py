@@ -1,7 +1,6 @@
 """From a config to the things it names, with one clear line for each impossible value."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -154,30 +153,31 @@ def build_model(config: Any, federation: Federation) -> Classifier:
     model = models.build(config.model.name, len(federation.class_names), **dict(config.model[config.model.name]))
     if not isinstance(model, LabelMaskTransformer):
         return model
-    labels = _label_embeddings(config.text, federation.class_names, model.labels)
+    labels, source = _label_embeddings(config.text, federation.class_names, model.labels)
     states = text.states_table(config.text) if model.states == "text" else None
+    notes = [f"label embeddings: {source}"]
     for what, table in (("label", labels), ("state", states)):
         if table is not None and table.shape[1] != model.width:
-            print(
-                f"{what} embeddings of width {table.shape[1]} are mapped to the model's {model.width} by a fixed "
-                "orthonormal map",
-                file=sys.stderr,
+            notes.append(
+                f"{what} embeddings of width {table.shape[1]} are mapped to {model.width} by a fixed orthonormal map"
             )
     return model.clone(
         label_table=None if labels is None else text.project(labels, model.width),
         state_table=None if states is None else text.project(states, model.width),
+        notes="; ".join(notes),
     )
 
 
-def _label_embeddings(section: Any, names: Sequence[str], kind: str) -> np.ndarray | None:
-    """The frozen label embeddings [C, d] of a label-mask model, or None where it learns its own."""
+def _label_embeddings(section: Any, names: Sequence[str], kind: str) -> tuple[np.ndarray | None, str]:
+    """The frozen label embeddings [C, d] of a label-mask model, or None where it learns its own; and where they are from."""
     if kind == "learned":
-        return None
+        return None, "learned"
     if kind == "onehot":
-        return np.eye(len(names), dtype=np.float32)
+        return np.eye(len(names), dtype=np.float32), "one-hot"
     if kind == "clip" and not section.embeddings and section.kind != "clip":
         raise UserError(f"config.text.kind: found '{section.kind}', but config.model.ctran.labels is 'clip'")
-    return text.label_table(section, names).embeddings
+    table = text.label_table(section, names)
+    return table.embeddings, table.source
 
 
 def build_loss(config: Any, federation: Federation) -> losses.Loss:

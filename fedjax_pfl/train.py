@@ -109,6 +109,8 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
     main = f"{config.eval.model}/{config.eval.metric or metrics.main(setup.federation.task)}"
     _check_main(main, setup)
     _claim(workdir, config_json)
+    if not quiet and (notes := getattr(setup.problem.model, "notes", "")):
+        print(notes, flush=True)
     with Interrupt() as interrupt, log.Log(workdir, tensorboard=config.tensorboard) as records:
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         try:
@@ -294,6 +296,7 @@ def summarise(
         "name": config.name or config.method,
         "method": config.method,
         "model": config.model.name,
+        **({"labels": notes} if (notes := getattr(setup.problem.model, "notes", "")) else {}),
         "seed": config.seed,
         "rounds": progress.round,
         "data": setup.federation.name,

@@ -136,6 +136,7 @@ class LabelMaskTransformer(Classifier):
         swapped_states: 'positive' marks known negatives and the other way round, as in the released code.
         label_table: [C, width] frozen universal label embeddings u, or None.
         state_table: [2, width] frozen embeddings of 'negative' and 'positive', or None.
+        notes: where the tables are from, for the log.
     """
 
     backbone: Classifier
@@ -151,6 +152,7 @@ class LabelMaskTransformer(Classifier):
     swapped_states: bool
     label_table: np.ndarray | None = None
     state_table: np.ndarray | None = None
+    notes: str = ""
 
     @property
     def layers(self) -> tuple[str, ...]:
