@@ -24,6 +24,11 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "model.ctran.swapped_states": True,
         "cohort.sampling": "uniform",
     },
+    "epsilon_0.01": {"method": "fedlgt", "fedlgt.epsilon": 0.01},  # the width of CA-MLE's doubt; 0.02 is the paper's
+    "epsilon_0.05": {"method": "fedlgt", "fedlgt.epsilon": 0.05},
+    "epsilon_0.1": {"method": "fedlgt", "fedlgt.epsilon": 0.1},
+    # Half of the clients in a round.
+    "half": {"method": "fedlgt", "cohort.sampling": "uniform", "cohort.size": 0, "cohort.fraction": 0.5},
     "avg": {"method": "fedlgt", "text.construction": "avg"},  # the prompts of classes made of finer ones: FLAIR coarse
     "plain": {"method": "fedlgt", "text.construction": "plain"},
 }

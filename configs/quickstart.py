@@ -8,5 +8,5 @@ from configs import fedlgt_digit_scenes
 def get_config() -> ConfigDict:
     config = fedlgt_digit_scenes.get_config()
     config.name = "quickstart"
-    config.rounds = 8
+    config.rounds = 10
     return config

@@ -67,7 +67,12 @@ def final_state(config, workdir: Path):
     return state, progress
 
 
-@pytest.mark.parametrize("method", sorted(algorithms.METHODS))
+# One of each kind of state; the others, which share their code, among the slow tests.
+ALIKE = {"fedadagrad", "fedyogi", "fedavgm", "fedprox", "fedper"}
+METHODS = [pytest.param(m, marks=pytest.mark.slow) if m in ALIKE else m for m in sorted(algorithms.METHODS)]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(method, tmp_path):
     config = small(method)
     train.run(config, tmp_path / "whole", quiet=True)

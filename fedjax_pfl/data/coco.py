@@ -3,9 +3,8 @@
     annotations/instances_train2014.json   annotations/instances_val2014.json
     train2014/COCO_train2014_000000000009.jpg ...   val2014/...
 
-An image has a label where at least one object of that category is annotated in it, crowds among them. Only with crowds,
-and without the images that nobody annotated, do train and val of 2014 have the 82,081 + 40,137 = 122,218 images that
-FedLGT counts.
+An image has a label where at least one object of that category is annotated in it, crowds among them. By default images
+that nobody annotated are left out, as the 122,218 images that FedLGT counts in train and val of 2014 suggest.
 """
 
 import json
