@@ -260,13 +260,7 @@ def _argmax(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
     def element(n: int) -> jax.Array:
         return lax.index_in_dim(lax.index_in_dim(windows, n // kw, 2, keepdims=False), n % kw, 3, keepdims=False)
 
-    largest = element(0)
-    place = lax.full_like(largest, 0, jnp.uint8 if kh * kw <= 256 else jnp.int32)
-    for n in range(1, kh * kw):
-        each = element(n)
-        better = lax.bitwise_or(lax.gt(each, largest), lax.ne(each, each))
-        largest, place = lax.select(better, each, largest), lax.select(better, lax.full_like(place, n), place)
-    return largest, place
+    return _first_largest([element(n) for n in range(kh * kw)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -280,10 +274,14 @@ def _place(
     x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Pairs
 ) -> tuple[jax.Array, jax.Array]:
     """The first maximum of each window and its place in it, row by row."""
-    kh, kw = window
     x = lax.pad(x, lax.full((), -np.inf, x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
-    largest, *others = _patches(x, window, strides)
-    place = lax.full_like(largest, 0, jnp.uint8 if kh * kw <= 256 else jnp.int32)
+    return _first_largest(_patches(x, window, strides))
+
+
+def _first_largest(elements: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The first maximum of these arrays, position by position, and which of them has it; a NaN counts as the largest."""
+    largest, *others = elements
+    place = lax.full_like(largest, 0, jnp.uint8 if len(elements) <= 256 else jnp.int32)
     for n, each in enumerate(others, start=1):
         better = lax.bitwise_or(lax.gt(each, largest), lax.ne(each, each))
         largest, place = lax.select(better, each, largest), lax.select(better, lax.full_like(place, n), place)
