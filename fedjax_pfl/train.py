@@ -219,13 +219,17 @@ class _Compiled:
         return self._by_rows[n_max]
 
 
+def _one_model(setup: Setup, state: State) -> bool:
+    """Whether clients keep nothing and there is one model for all: then personal and global model are that one."""
+    return "global" in setup.candidates and not jax.tree.leaves(state.clients)
+
+
 def _write_classes(config: Any, setup: Setup, state: State, workdir: Path) -> None:
     """The classes of a multi-label run, after its last round."""
-    one = "global" in setup.candidates and not jax.tree.leaves(state.clients)
     multilabel.write(
         setup.problem,
         setup.evaluator,
-        setup.candidates["global" if one else "personal"],
+        setup.candidates["global" if _one_model(setup, state) else "personal"],
         state,
         np.arange(setup.trainers),
         setup.federation.class_names,
@@ -250,8 +254,7 @@ def evaluation(
         known: labels that a label-mask model is told.
     """
     trainers, everybody = np.arange(setup.trainers), np.arange(len(setup.federation.client_names))
-    # Clients keep nothing and there is one model for all: personal and global model are that one.
-    one = "global" in setup.candidates and not jax.tree.leaves(state.clients)
+    one = _one_model(setup, state)
     found: dict[str, float | None] = {}
     for model in models:
         if model not in setup.candidates:
