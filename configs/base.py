@@ -219,6 +219,20 @@ def get_config() -> ConfigDict:
         resnet34=dict(norm="batch", stem="imagenet", impl="auto"),
         resnet50=dict(norm="batch", stem="imagenet", impl="auto"),
         resnet101=dict(norm="batch", stem="imagenet", impl="auto"),
+        unet=dict(  # for masks
+            depth=4,  # times that the image is halved
+            width=64,  # channels at full size; each halving doubles them
+            norm="batch",  # batch | group | none
+            impl="auto",
+        ),
+        deeplab_resnet18=dict(  # for masks; model.weights may be a file of the ResNet-18 alone
+            output_stride=16,  # the feature maps are smaller than the image by at most this: 8 | 16 | 32
+            rates=(6, 12, 18),  # dilations of the head's 3x3 convolutions; smaller ones for images under 256 pixels
+            width=256,  # channels of the head
+            norm="batch",  # batch | group | none
+            stem="imagenet",
+            impl="auto",
+        ),
         ctran=dict(  # the label-mask transformer of FedLGT and C-Tran, for several labels an example
             backbone="resnet18",  # any other model; model.weights may be a file of it alone
             labels="clip",  # label embeddings: clip | text (config.text says where from) | learned | onehot
@@ -246,6 +260,12 @@ def get_config() -> ConfigDict:
             weights=(),  # for given: one number for each label
         ),
         mse=dict(),
+        dice_cross_entropy=dict(  # of masks: soft Dice of the foreground + cross entropy of the pixels
+            dice_weight=1.0,
+            cross_entropy_weight=1.0,
+            smoothing=1.0,  # added to numerator and denominator of the Dice
+        ),
+        dice=dict(smoothing=1.0),
     )
 
     # A client's local training ------------------------------------------------------------------------------------
@@ -291,6 +311,10 @@ def get_config() -> ConfigDict:
         model="personal",  # the model that chooses the best round: personal | global
         metric="",  # the validation metric that chooses it; "" = macro_f1 (single label), c_ap (multi), dice (masks)
         best_from=0.0,  # share of the rounds before which no round can be the best (PRR-FL: 0.8)
+        retrogress=False,  # score models before and after each round's local training, on validation data: plots/retrogress.png
+    )
+    config.score = dict(
+        metric="",  # of models scored within a round (PRR-FL's stages, eval.retrogress): "" = macro_f1, dice (masks)
     )
     config.checkpoint = dict(
         every=5,  # rounds; the best and the last round are always kept

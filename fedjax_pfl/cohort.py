@@ -177,15 +177,23 @@ class Rows:
         return min(1 << (largest - 1).bit_length(), self.n_max)
 
 
-def assemble(rows: Rows, ids: np.ndarray, lost: np.ndarray | None = None, multiple: int = 1) -> Cohort:
-    """The cohort of these clients: the largest first, so that a chunk's lanes are even, and padded to a `multiple`."""
+def assemble(
+    rows: Rows, ids: np.ndarray, lost: np.ndarray | None = None, multiple: int = 1, validation: Rows | None = None
+) -> Cohort:
+    """The cohort of these clients: the largest first, so that a chunk's lanes are even, and padded to a `multiple`.
+
+    `validation` adds these rows of each client, for rounds that score models.
+    """
     order = np.argsort(-rows.counts[ids], kind="stable")
     ids, lost = ids[order], np.zeros(len(ids), bool) if lost is None else lost[order]
     weight = np.where(lost, 0, rows.counts[ids]).astype(np.float32)
     padding = -len(ids) % multiple
     ids = np.concatenate([ids, np.full(padding, rows.n)]).astype(np.int32)
     weight = np.concatenate([weight, np.zeros(padding, np.float32)])
-    return Cohort(jnp.asarray(ids), jnp.asarray(weight), rows(ids))
+    data = rows(ids)
+    if validation is not None:
+        data = data._replace(validation=validation(ids))
+    return Cohort(jnp.asarray(ids), jnp.asarray(weight), data)
 
 
 def chunk(how: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedjax_pfl import algorithms, local, losses, models, problem, registry, text
+from fedjax_pfl import algorithms, local, losses, models, problem, registry, score, text
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -190,9 +190,13 @@ def build_loss(config: Any, federation: Federation) -> losses.Loss:
     return losses.for_task(federation.task, name, **options)
 
 
-def build_training(config: Any, problem: Problem) -> Training:
-    """How a client trains, as a config says."""
-    client = config.client
+def build_training(config: Any, problem: Problem, federation: Federation, trainers: int) -> Training:
+    """How a client trains, as a config says; the classes are counted over the clients that train."""
+    client, network = config.client, problem.network
+    scored = network is not None and (federation.task in score.METRICS or config.score.metric or config.eval.retrogress)
+    scores = score.build(network, score.metric(federation.task, config.score.metric)) if scored else None
+    if config.eval.retrogress and scores is None:
+        raise UserError("config.eval.retrogress: not possible with a label-mask model")
     direction = partial(OPTIMIZERS[client.optimizer], **dict(client[client.optimizer]))
     schedule = dict(client.schedule)
     return Training(
@@ -207,7 +211,21 @@ def build_training(config: Any, problem: Problem) -> Training:
         how=client.map,
         summed=problem.summed,
         label_mask=problem.label_mask,
+        network=network,
+        counts=class_counts(federation, trainers),
+        score=scores,
+        observe=scores if config.eval.retrogress else None,
     )
+
+
+def class_counts(federation: Federation, trainers: int) -> tuple[int, ...]:
+    """How often each class occurs in the training examples of the first `trainers` clients (of masks: in their pixels)."""
+    if federation.task == "multi":
+        return ()
+    counts = np.zeros(len(federation.class_names), np.int64)
+    for rows in federation.train[:trainers]:
+        counts += np.bincount(np.asarray(federation.y[rows]).reshape(-1), minlength=len(counts))[: len(counts)]
+    return tuple(int(count) for count in counts)
 
 
 def build_algorithm(config: Any, training: Training) -> Algorithm:

@@ -4,7 +4,7 @@ An algorithm is one or more `Exchange`s: what a client downloads, how ONE client
 maps the client's side over the cohort and `compose` makes the `Algorithm` that training, evaluation and checkpoints see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ Upload = Any
 ClientId = Int[Array, ""]
 Round = Int[Array, ""]
 How = str | int
+Observe = Callable[[Variables, "ClientData"], Float[Array, ""]]
 
 
 class ClientData(NamedTuple):
@@ -31,6 +32,7 @@ class ClientData(NamedTuple):
     x: Array  # [n_max, ...] as stored
     y: Array  # [n_max, ...]
     noise: Float[Array, ""]  # standard deviation of the noise on inputs scaled to [0, 1]
+    validation: Any = ()  # the client's validation examples (another ClientData), where a round scores models on them
 
 
 class Cohort(NamedTuple):
@@ -41,13 +43,26 @@ class Cohort(NamedTuple):
     data: ClientData  # leaves [K, ...]
 
 
+class Curve(NamedTuple):
+    """Scores of one client's models on its validation examples, before and after its local training.
+
+    What a communication takes from a client (retrogress) is the step from `trained` of a round to `received` of the next.
+    """
+
+    received: Any  # of the model that came from the server, as the client uses it; () where none does
+    trained: Any  # of the same after local training
+    own_before: Any  # of the model that the client keeps to itself; () where it keeps none
+    own_after: Any
+
+
 class Metrics(NamedTuple):
-    """What one client's local training reports: mergeable sums."""
+    """What one client's local training reports: mergeable sums, and the curve where it is asked for."""
 
     loss: Float[Array, ""]  # summed over examples seen
     examples: Int[Array, ""]
     steps: Int[Array, ""]
     last_epoch: Float[Array, ""]  # the loss of the last epoch alone
+    curve: Any = ()  # Curve, or () where `compose` has nothing to observe with
 
 
 class Report(NamedTuple):
@@ -74,6 +89,9 @@ class Algorithm(NamedTuple):
     round: Callable[[State, Cohort, Key[Array, ""]], tuple[State, Report]]
     client_model: Callable[[Server, Client, ClientId], Variables]  # the model that this client would use now
     global_model: Callable[[Server], Variables] | None  # the one model for everybody, where the method has one
+    shared_model: Callable[[Server, Client, ClientId], Variables] | None = None
+    """What travels, as this client would use it, where the client uses a model of its own instead (PRR-FL's deputy)."""
+    validates: bool = False  # whether a round reads the clients' validation examples
 
 
 class Model(NamedTuple):
@@ -142,38 +160,65 @@ def run(
 def compose(
     *exchanges: Exchange,
     init_server: Callable[[Variables, int], Server],
-    client_model: Callable[[Server, Client, ClientId], Variables],
+    shared: Callable[[Server, ClientId], Variables] | None = lambda server, id: server.variables,
+    own: Callable[[Client, Variables], Variables] | None = None,
     init_client: Callable[[Variables], Client] = lambda variables: (),
     global_model: Callable[[Server], Variables] | None = None,
     keep: Callable[[Variables], tree.Where] | None = None,
     how: How = "auto",
+    observe: Observe | None = None,
+    validates: bool = False,
+    summary: Callable[[Sequence[Report]], Report] = lambda reports: reports[-1],
 ) -> Algorithm:
-    """The algorithm whose round is these exchanges, one after the other; the report is the last one's.
+    """The algorithm whose round is these exchanges, one after the other.
 
     Args:
         init_server: the server's state, given the initial model and the number of clients N.
+        shared: the model that the server has for a client; None: it has none.
+        own: the model that a client uses instead, given its state and the shared model.
         init_client: the state of ONE client, given the initial model.
         keep: names the entries of the shared model that stay with the client (batch norm, a head). They are never taken
             from the server: a download carries the client's own. A method that keeps any has no global model.
         how: see `client_map`.
+        observe: scores a model on a client's validation examples; each client then reports a `Curve`.
+        validates: the exchanges read validation examples themselves.
+        summary: the round's report, from those of the exchanges.
     """
+    inner_own = own
+    if observe is not None:
+        exchanges = tuple(_observed(exchange, observe, own) for exchange in exchanges)
     if keep is not None:
         exchanges = tuple(_keep_local(exchange, keep) for exchange in exchanges)
-        init_client, client_model = _keep_client(init_client, keep), _keep_model(client_model)
-        global_model = None
+        init_client, global_model = _keep_client(init_client, keep), None
+        inner_own = None if own is None else lambda client, variables: own(client.client, variables)
+
+    def shared_model(server: Server, client: Client, id: ClientId) -> Variables:
+        variables = () if shared is None else shared(server, id)
+        return variables if keep is None else tree.merge(variables, client.part)
+
+    def client_model(server: Server, client: Client, id: ClientId) -> Variables:
+        variables = shared_model(server, client, id)
+        return variables if inner_own is None else inner_own(client, variables)
 
     def init(variables: Variables, n: int) -> State:
         return State(jnp.zeros((), jnp.int32), init_server(variables, n), tree.broadcast(init_client(variables), n))
 
     def round(state: State, cohort: Cohort, key: Key[Array, ""]) -> tuple[State, Report]:
         key = jax.random.fold_in(key, state.round)
-        report = None
+        reports = []
         for i, exchange in enumerate(exchanges):
             state, report = run(exchange, state, cohort, jax.random.fold_in(key, i), how)
-        assert report is not None, "an algorithm needs an exchange"
-        return state._replace(round=state.round + 1), report
+            reports.append(report)
+        return state._replace(round=state.round + 1), summary(reports)
 
-    return Algorithm(init, round, client_model, global_model)
+    return Algorithm(
+        init,
+        round,
+        client_model,
+        global_model,
+        None if own is None or shared is None else shared_model,
+        validates or observe is not None,
+    )
 
 
 def jit_round(algorithm: Algorithm) -> Any:
@@ -192,13 +237,6 @@ def _keep_client(init_client: Callable[[Variables], Client], keep: Callable[[Var
     return lambda variables: Kept(init_client(variables), tree.split(variables, keep(variables))[0])
 
 
-def _keep_model(client_model: Callable[[Server, Client, ClientId], Variables]):
-    def kept_model(server: Server, client: Kept, id: ClientId) -> Variables:
-        return client_model(server._replace(variables=tree.merge(server.variables, client.part)), client.client, id)
-
-    return kept_model
-
-
 def _keep_local(exchange: Exchange, keep: Callable[[Variables], tree.Where]) -> Exchange:
     """The same exchange, with the named part of the model coming from and going back to the client."""
 
@@ -210,5 +248,26 @@ def _keep_local(exchange: Exchange, keep: Callable[[Variables], tree.Where]) -> 
         # What is kept doesn't travel: in its place goes back what came.
         upload = upload._replace(variables=tree.merge(upload.variables, received))
         return upload, Kept(client, part), metrics
+
+    return exchange._replace(local_update=local_update)
+
+
+def _observed(exchange: Exchange, observe: Observe, own: Callable[[Client, Variables], Variables] | None) -> Exchange:
+    """The same exchange, reporting how well a client's models do before and after its local training."""
+
+    def local_update(download, client, data, round, key):
+        upload, after, metrics = exchange.local_update(download, client, data, round, key)
+        received, trained = getattr(download, "variables", ()), getattr(upload, "variables", ())
+
+        def score(variables: Variables) -> Any:
+            return observe(variables, data.validation) if variables else ()
+
+        curve = Curve(
+            score(received),
+            score(trained),
+            score(own(client, received)) if own else (),
+            score(own(after, trained)) if own else (),
+        )
+        return upload, after, metrics._replace(curve=curve)
 
     return exchange._replace(local_update=local_update)

@@ -1,12 +1,13 @@
 """Every client's model on its own data: scores on the device, metrics per client on the host."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from fedjax_pfl import compiler, local, metrics, tree
 from fedjax_pfl.cohort import Rows
@@ -48,7 +49,7 @@ class Scores(NamedTuple):
     """What a model says of one client's rows."""
 
     id: int
-    logits: np.ndarray  # [m, ...]
+    logits: Any  # [m, ...]; of masks `metrics.Masks`, a byte a pixel in place of C floats
     y: np.ndarray  # [m, ...]
     unknown: np.ndarray | None  # [m, C] the labels that the model was not told; None: it was told none
 
@@ -58,7 +59,8 @@ def candidates(
 ) -> dict[str, Candidate]:
     """The models that an algorithm offers.
 
-    personal: what the client would use now. global: the one model for everybody, where the method has one. tuned: the
+    personal: what the client would use now. global: the one model for everybody, where the method has one. shared: the model
+    that travels, where clients use another and it differs from client to client (PRR-FL's deputies). tuned: the
     personal model after `tune_epochs` (0: training.epochs) more of local training at the round's learning rate; personal
     against tuned is 'before and after local training', whose difference is what a communication takes away (retrogress).
     """
@@ -76,6 +78,9 @@ def candidates(
     global_model = algorithm.global_model
     if global_model is not None:
         found["global"] = Candidate(lambda state, client, data: global_model(state.server), shared=True)
+    shared_model = algorithm.shared_model
+    if shared_model is not None and global_model is None:
+        found["shared"] = Candidate(lambda state, client, data: shared_model(state.server, client, data.id))
     return found
 
 
@@ -163,7 +168,7 @@ class Evaluator:
             candidate, jax.jit(self._scorer(candidate), compiler_options=compiler.options())
         )
 
-        def in_slices(id: int) -> np.ndarray:
+        def in_slices(id: int) -> Any:
             """A client whose rows don't fit in memory together: a slice of them at a time."""
             size = max(1, self.GROUP_BYTES // rows.pool.row_bytes)
             train = self._train(candidate, np.array([id], np.int32))
@@ -172,9 +177,10 @@ class Evaluator:
                 states = None if known is None else self._states(rows, np.array([id]), known, start, size)
                 data = jax.tree.map(lambda leaf: leaf[None], part)
                 # Fetched at once, so that one slice is on the device at a time.
-                parts.append(np.asarray(scorer(state, data, train, states, self._client(new_client, id)[None])[0]))
+                some = scorer(state, data, train, states, self._client(new_client, id)[None])
+                parts.append(jax.tree.map(lambda leaf: np.asarray(leaf[0]), some))
                 start += size
-            return np.concatenate(parts)[: rows.counts[id]]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: rows.counts[id]], *parts)
 
         group = self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max)
         if group == 0:
@@ -187,11 +193,13 @@ class Evaluator:
             padded = np.concatenate([some, np.full(group - len(some), rows.n)]).astype(np.int32)
             data = rows(padded)
             states = None if known is None else self._states(rows, padded, known, 0, data.x.shape[1])
-            logits = np.asarray(
+            logits = jax.device_get(
                 scorer(state, data, self._train(candidate, padded), states, self._client(new_client, padded))
             )
             for k, id in enumerate(map(int, some)):
-                yield self._said(rows, id, logits[k, : rows.counts[id]], known)
+                count = rows.counts[id]
+                mine = jax.tree.map(lambda leaf, k=k, count=count: leaf[k, :count], logits)
+                yield self._said(rows, id, mine, known)
 
     def pooled(self, candidate: Candidate, state: State, split: str, ids: np.ndarray) -> Scores | None:
         """The scores of the rows of all these clients together (of a set that all share: once); None without rows."""
@@ -222,7 +230,7 @@ class Evaluator:
         ids = np.asarray(ids, np.int32)
         return jnp.asarray(ids if new_client is None else np.zeros_like(ids))
 
-    def _said(self, rows: Rows, id: int, logits: np.ndarray, known: Known | None) -> Scores:
+    def _said(self, rows: Rows, id: int, logits: Any, known: Known | None) -> Scores:
         y = rows.targets(id)
         unknown = None if known is None else known.states(y, rows.index(id)) == UNKNOWN
         return Scores(id, logits, y, unknown)
@@ -237,32 +245,37 @@ class Evaluator:
                 states[k, : len(index)] = known.states(rows.pool.y[index], index)
         return jnp.asarray(states)
 
-    def _scorer(self, candidate: Candidate) -> Callable[..., Array]:
+    def _scorer(self, candidate: Candidate) -> Callable[..., Any]:
         batch_size, predict = self._batch_size, self._problem.predict
+
+        def said(variables: Variables, x: Array, y: Array, *more: Any, **told: Array) -> Any:
+            logits = predict(variables, x, *more, **told)
+            return metrics.masks(logits, y) if self._task == "mask" else logits
 
         def scores(
             state: State, data: ClientData, train: ClientData | None, states: Array | None, clients: Array
-        ) -> Float[Array, "G n ..."]:
+        ) -> Any:  # [G, n, ...]
             n_max = data.x.shape[1]
             size = min(batch_size, n_max)
 
-            def one_client(
-                data: ClientData, train: ClientData, states: Array | None, client: Array
-            ) -> Float[Array, "n ..."]:
+            def one_client(data: ClientData, train: ClientData, states: Array | None, client: Array) -> Any:
                 variables = candidate.model(state, tree.take(state.clients, client), train)
                 key = jax.random.fold_in(self._key, data.id)
 
-                def batch(i: Array, out: Array) -> Array:
+                def batch(i: Array, out: Any) -> Any:
                     start = i * size
                     index = jnp.minimum(start + jnp.arange(size, dtype=start.dtype), n_max - 1)
                     told = {} if states is None else {"states": jnp.take(states, index, axis=0)}
-                    x = jnp.take(data.x, index, axis=0)
-                    some = predict(variables, x, data.noise, jax.random.fold_in(key, i), **told)
-                    return jax.lax.dynamic_update_slice_in_dim(out, some, start, axis=0)
+                    x, y = jnp.take(data.x, index, axis=0), jnp.take(data.y, index, axis=0)
+                    some = said(variables, x, y, data.noise, jax.random.fold_in(key, i), **told)
+                    put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+                    return jax.tree.map(put, out, some)
 
-                shape = jax.eval_shape(predict, variables, data.x[:1], data.noise, key)
-                out = jnp.zeros((n_max + -n_max % size, *shape.shape[1:]), shape.dtype)
-                return jax.lax.fori_loop(0, -(-data.count // size), batch, out)[:n_max]
+                shapes = jax.eval_shape(said, variables, data.x[:1], data.y[:1], data.noise, key)
+                rows = n_max + -n_max % size
+                out = jax.tree.map(lambda one: jnp.zeros((rows, *one.shape[1:]), one.dtype), shapes)
+                out = jax.lax.fori_loop(0, -(-data.count // size), batch, out)
+                return jax.tree.map(lambda leaf: leaf[:n_max], out)
 
             return client_map(one_client, self._how)(data, data if train is None else train, states, clients)
 
@@ -274,7 +287,7 @@ def pool(scores: Sequence[Scores]) -> Scores:
     unknown = [each.unknown for each in scores if each.unknown is not None]
     return Scores(
         -1,
-        np.concatenate([each.logits for each in scores]),
+        jax.tree.map(lambda *parts: np.concatenate(parts), *[each.logits for each in scores]),
         np.concatenate([each.y for each in scores]),
         np.concatenate(unknown) if unknown else None,
     )

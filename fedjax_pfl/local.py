@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fedjax_pfl import tree
-from fedjax_pfl.core import ClientData, How, Metrics, Round, Variables
+from fedjax_pfl.core import ClientData, How, Metrics, Observe, Round, Variables
 
 
 class Batch(NamedTuple):
@@ -40,6 +40,19 @@ class LabelMask(NamedTuple):
     """The same of all of a client's rows, where a row always gives the same network input: without augmentation or noise."""
 
 
+class Network(NamedTuple):
+    """The network itself, for methods that read features or logits, or train two networks on the same images."""
+
+    inputs: Callable[[Batch, Key[Array, ""]], tuple[Array, Array]]  # of a training batch: what the network sees; targets
+    train: Callable[..., tuple[Array, Array, Any]]
+    """(variables, inputs x, mask, key) -> features, logits, changed collections; batch statistics, dropout by key."""
+    evaluate: Callable[[Variables, Array], tuple[Array, Array]]  # (variables, inputs x) -> features, logits
+    plain: Callable[[Array, Array, Key[Array, ""]], Array]  # (x as stored, noise, key) -> inputs without augmentation
+    loss: Callable[[Array, Array], Float[Array, ""]]  # of ONE example's logits and target
+    over_batch: Callable[[Array, Array], Float[Array, ""]]  # of the examples' losses [B] and the batch's mask
+    classes: int
+
+
 class Training(NamedTuple):
     """What every method is given: the loss, and how a client trains on it."""
 
@@ -54,6 +67,11 @@ class Training(NamedTuple):
     how: How = "auto"  # see core.client_map
     summed: bool = False  # the loss is a batch's sum, not its mean
     label_mask: LabelMask | None = None  # where the model is a label-mask one
+    network: Network | None = None  # where it is any other
+    counts: tuple[int, ...] = ()  # training examples of each class over all clients (of masks: pixels)
+    score: Callable[..., Float[Array, ""]] | None = None
+    """(variables, a client's data, key=None) -> its metric in evaluation mode; with a key on augmented inputs."""
+    observe: Observe | None = None  # for `core.compose`
 
     def steps_per_epoch(self, count: Int[Array, ""]) -> Int[Array, ""]:
         """Number of batches in one epoch over `count` examples."""
@@ -89,14 +107,43 @@ def train(
     loss: Loss | None = None,
     epochs: int | None = None,
 ) -> tuple[Variables, Metrics]:
-    """E epochs of mini-batches, each epoch in a fresh random order.
-
-    The number of steps is the client's own, tau = E * ceil(count / B): a client's shorter run costs nothing under
-    `lax.map`, and under `vmap` only the longest client's. Keys: epoch e uses fold_in(key, e), its order fold_in(., 0),
-    step i of it fold_in(fold_in(., 1), i); so the same key gives the same batches to two models.
+    """E epochs of mini-batches with a fresh optimiser: see `train_on`.
 
     Returns:
         The trained variables, and the loss summed over the examples seen, in all and in the last epoch.
+    """
+    variables, _, metrics = train_on(
+        training, tx, variables, tx.init(variables["params"]), data, key, loss=loss, epochs=epochs
+    )
+    return variables, metrics
+
+
+def train_on(
+    training: Training,
+    tx: optax.GradientTransformation,
+    variables: Variables,
+    opt_state: Any,
+    data: ClientData,
+    key: Key[Array, ""],
+    *,
+    loss: Loss | None = None,
+    epochs: int | None = None,
+    begin: Callable[[Variables, Key[Array, ""]], Variables] = lambda variables, key: variables,
+) -> tuple[Variables, Any, Metrics]:
+    """E epochs of mini-batches, each epoch in a fresh random order, from an optimiser's state.
+
+    The number of steps is the client's own, tau = E * ceil(count / B): a client's shorter run costs nothing under
+    `lax.map`, and under `vmap` only the longest client's. Keys: epoch e uses fold_in(key, e), its order fold_in(., 0),
+    step i of it fold_in(fold_in(., 1), i), `begin` fold_in(., 2); so the same key gives the same batches to two models.
+
+    `variables` may hold collections of the method's own besides 'params': the loss reads them and gives back those that it
+    changed, as it does with running statistics.
+
+    Args:
+        begin: changes the variables before each epoch.
+
+    Returns:
+        The trained variables, the optimiser's state, and the loss summed over the examples seen.
     """
     loss = loss or training.loss
     batch_size, n_max = training.batch_size, data.x.shape[0]
@@ -124,19 +171,25 @@ def train(
         params, rest, opt_state, metrics = carry
         metrics = metrics._replace(last_epoch=jnp.zeros_like(metrics.last_epoch))
         key_e = jax.random.fold_in(key, e)
+        params, rest = _parts(begin({"params": params, **rest}, jax.random.fold_in(key_e, 2)))
         order = permutation(jax.random.fold_in(key_e, 0), data.count, n_max)
         order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
         carry = (params, rest, opt_state, metrics, order, jax.random.fold_in(key_e, 1))
         carry = jax.lax.fori_loop(0, steps, step, carry)
         return carry[:4]
 
-    params, rest = variables["params"], {name: part for name, part in variables.items() if name != "params"}
+    params, rest = _parts(variables)
     dtype = jax.eval_shape(value, params, rest, rows(data, *_first(batch_size)), key)[0].dtype
     none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
-    metrics = Metrics(zero, none, none, zero)
-    carry = (params, rest, tx.init(params), metrics)
-    params, rest, _, metrics = jax.lax.fori_loop(0, training.epochs if epochs is None else epochs, epoch, carry)
-    return {"params": params, **rest}, metrics
+    carry = (params, rest, opt_state, Metrics(zero, none, none, zero))
+    epochs = training.epochs if epochs is None else epochs
+    params, rest, opt_state, metrics = jax.lax.fori_loop(0, epochs, epoch, carry)
+    return {"params": params, **rest}, opt_state, metrics
+
+
+def _parts(variables: Variables) -> tuple[Any, Any]:
+    """The parameters, and the other collections."""
+    return variables["params"], {name: part for name, part in variables.items() if name != "params"}
 
 
 def gradient(training: Training, variables: Variables, data: ClientData, key: Key[Array, ""]) -> Any:
@@ -183,6 +236,22 @@ def freeze(where: tree.Where, active: Bool[Array, ""]) -> optax.GradientTransfor
         return tree.where(active, frozen, updates)
 
     return optax.stateless(update)
+
+
+def each(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for each top-level entry of the parameters by itself: where they are several models, none shares a norm."""
+
+    def init(params: Any) -> Any:
+        return {name: tx.init(part) for name, part in params.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        done = {
+            name: tx.update(part, state[name], None if params is None else params[name])
+            for name, part in updates.items()
+        }
+        return {name: part for name, (part, _) in done.items()}, {name: part for name, (_, part) in done.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_norm(limit: float) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from fedjax_pfl import losses
 from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.data import augment
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.local import Batch, LabelMask, Loss
+from fedjax_pfl.local import Batch, LabelMask, Loss, Network
 from fedjax_pfl.models import weights
 from fedjax_pfl.models.ctran import UNKNOWN, LabelMaskTransformer, draw_states
 from fedjax_pfl.models.layers import Classifier
@@ -32,6 +32,7 @@ class Problem(NamedTuple):
     `states` [B, C] known, or none."""
     summed: bool = False  # the loss is a batch's sum, not its mean
     label_mask: LabelMask | None = None  # where the model is a label-mask one
+    network: Network | None = None  # where it is any other
 
 
 def build(
@@ -101,12 +102,25 @@ def build(
         total = jnp.sum(jnp.where(mask, each, jnp.zeros_like(each)))
         return total if summed else total / jnp.maximum(jnp.sum(mask.astype(each.dtype)), 1)
 
+    def network_train(variables: Variables, x: Array, mask: Array, key: Key[Array, ""]) -> tuple[Array, Array, Any]:
+        (features, logits), changed = model.apply(
+            variables,
+            x,
+            train=True,
+            mask=mask,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+            method="features_and_logits",
+        )
+        return features, logits, changed
+
+    def network_evaluate(variables: Variables, x: Array) -> Any:
+        return model.apply(variables, x, train=False, method="features_and_logits")
+
     def batch_loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
         key_augment, key_noise, key_dropout = jax.random.split(key, 3)
         x, y = inputs(batch, key_augment, key_noise)
-        logits, changed = model.apply(
-            variables, x, train=True, mask=batch.mask, mutable=["batch_stats"], rngs={"dropout": key_dropout}
-        )
+        _, logits, changed = network_train(variables, x, batch.mask, key_dropout)
         return over_batch(jax.vmap(loss)(logits, y), batch.mask), changed
 
     def masked_loss(
@@ -133,17 +147,26 @@ def build(
         return model.apply(variables, normalise(add_noise(scaled(x), noise, key)), train=False, **known)
 
     if not isinstance(model, LabelMaskTransformer):
-        return Problem(model, init, batch_loss, predict, summed)
+        network = Network(
+            inputs=lambda batch, key: inputs(batch, *jax.random.split(key)),
+            train=network_train,
+            evaluate=network_evaluate,
+            plain=lambda x, noise, key: normalise(add_noise(scaled(x), noise, key)),
+            loss=loss,
+            over_batch=over_batch,
+            classes=model.num_classes,
+        )
+        return Problem(model, init, batch_loss, predict, summed, network=network)
     if task != "multi":
         raise UserError(f"config.model.name: a label-mask model needs several labels an example, the task is '{task}'")
     fixed = not noisy and (augmentation is None or not augment.active(augmentation))
 
-    def network(variables: Variables, x: Array) -> Any:
+    def unknown_logits(variables: Variables, x: Array) -> Any:
         return model.apply(variables, x, train=False)
 
     label_mask = LabelMask(
         masked_loss,
-        network,
+        unknown_logits,
         partial(_table, predict) if fixed else None,
     )
     return Problem(model, init, masked_loss, predict, summed, label_mask)
@@ -166,14 +189,19 @@ def _table(predict: Callable[..., Array], variables: Variables, data: ClientData
 
 
 def check(problem: Problem, example: np.ndarray, target: np.ndarray, classes: int) -> None:
-    """Raises UserError where the model's output has another shape than the targets ask for."""
+    """Raises UserError where the model's output has another shape than the targets ask for.
+
+    A mask [H, W] needs logits [H, W, C], class 0 being the background.
+    """
+    if np.ndim(target) > 1 and classes < 2:
+        raise UserError("data: masks of one class found, background and at least one more expected")
     key = jax.random.key(0)
 
     def logits(key: Array) -> Array:
         return problem.predict(problem.init(key), jnp.zeros((1, *example.shape), example.dtype), jnp.float32(0), key)
 
     shape = jax.eval_shape(logits, key).shape[1:]
-    wanted = (*np.shape(target), 1) if np.ndim(target) > 1 else (classes,)
+    wanted = (*(np.shape(target) if np.ndim(target) > 1 else ()), classes)
     if shape != wanted:
         name = type(problem.model).__name__
         raise UserError(f"config.model.name: {name} gives {shape} per example, the data's targets need {wanted}")

@@ -32,6 +32,7 @@ class Setup(NamedTuple):
     algorithm: Algorithm
     sampler: cohort.Sampler
     rows: cohort.Rows  # the training rows of the trainers
+    validation: cohort.Rows | None  # their validation rows, where rounds read them
     evaluator: evaluate.Evaluator
     candidates: dict[str, evaluate.Candidate]
     key: jax.Array  # of the rounds
@@ -52,7 +53,7 @@ def prepare(config: Any) -> Setup:
     configuration.validate(config)
     federation, trainers = _hold_out(load_federation(config), config)
     problem = configuration.build_problem(config, federation)
-    training = configuration.build_training(config, problem)
+    training = configuration.build_training(config, problem, federation, trainers)
     algorithm = configuration.build_algorithm(config, training)
     resident = {"auto": "auto", "always": True, "never": False}[config.cohort.resident]
     pool = cohort.Pool(federation.x, federation.y, resident)
@@ -63,6 +64,11 @@ def prepare(config: Any) -> Setup:
         "validation": cohort.Rows(pool, federation.validation, federation.noise, longest),
         "test": cohort.Rows(pool, federation.test, federation.noise, longest),
     }
+    if algorithm.validates and (without := np.flatnonzero(splits["validation"].counts[:trainers] == 0)).size:
+        raise UserError(
+            f"config.split: client {federation.client_names[without[0]]} has no validation examples, but models are scored "
+            "on them in each round"
+        )
     options = {name: value for name, value in config.cohort.items() if name != "resident"}
     key_init, key_rounds, key_eval = jax.random.split(jax.random.key(config.seed), 3)
     return Setup(
@@ -73,6 +79,7 @@ def prepare(config: Any) -> Setup:
         algorithm,
         cohort.Sampler(rows.counts, seed=config.seed, **options),
         rows,
+        splits["validation"] if algorithm.validates else None,
         evaluate.Evaluator(
             problem,
             federation.task,
@@ -163,7 +170,7 @@ def _rounds(
     multiple = cohort.chunk(config.client.map)
 
     def next_cohort(round: int) -> Cohort:
-        return cohort.assemble(setup.rows, *setup.sampler(round), multiple=multiple)
+        return cohort.assemble(setup.rows, *setup.sampler(round), multiple=multiple, validation=setup.validation)
 
     some = next_cohort(progress.round)
     compiled = _Compiled(setup.algorithm)
@@ -188,7 +195,8 @@ def _rounds(
             improved, value = False, None
             if round % config.eval.every == 0 or round == config.rounds:
                 always = ("tuned",) if config.eval.tuned == "always" else ()
-                record = evaluation(setup, state, ("validation", "test"), ("personal", "global", *always))
+                record = evaluation(setup, state, ("validation", "test"), ("personal", "global", "shared", *always))
+                record |= _curve(report, setup.federation.client_names)
                 value = record.get(f"validation/{main}")
                 record = {"round": round, "train/loss": loss, "seconds": progress.seconds, **record}
                 records.append(record)
@@ -285,7 +293,7 @@ def summarise(
     main: str,
 ) -> dict[str, Any]:
     """The whole evaluation protocol at the last and at the best round, and what the run cost."""
-    models = ("personal", "global") if config.eval.tuned == "never" else ("personal", "global", "tuned")
+    models = _models(config)
 
     def protocol(state: State, round: int) -> dict[str, Any]:
         return {"round": round, **evaluation(setup, state, ("validation", "test"), models, held_out=True)}
@@ -343,9 +351,25 @@ def evaluate_run(
             state, progress = checkpoints.restore(progress.best_round, state)
     finally:
         checkpoints.close()
-    models = ("personal", "global") if config.eval.tuned == "never" else ("personal", "global", "tuned")
+    models = _models(config)
     splits = ("validation", "test")
     return {"round": progress.round, **evaluation(setup, state, splits, models, held_out=True, known=known)}
+
+
+def _models(config: Any) -> tuple[str, ...]:
+    """The models that the evaluation protocol looks at, of those that a method has."""
+    return ("personal", "global", "shared", *(() if config.eval.tuned == "never" else ("tuned",)))
+
+
+def _curve(report: core.Report, names: Sequence[str]) -> dict[str, float]:
+    """Flat keys `curve/<received|trained|own_before|own_after>/client/<name>` of the clients that trained, and means."""
+    curve, found = report.train.curve, {}
+    for field, values in curve._asdict().items() if isinstance(curve, core.Curve) else ():
+        if not isinstance(values, tuple):
+            some = {names[i]: float(v) for i, v in zip(report.ids, values, strict=True) if i < len(names)}
+            found[f"curve/{field}"] = float(np.mean(list(some.values())))
+            found |= {f"curve/{field}/client/{name}": value for name, value in some.items()}
+    return found
 
 
 def _known(labels: Sequence[str], setup: Setup, seed: int) -> evaluate.Known:

@@ -60,7 +60,6 @@ def build(*exchanges, **changes):
     arguments: dict[str, Any] = {
         "init_server": lambda variables, n: Number(variables),
         "init_client": lambda variables: jnp.float64(0),
-        "client_model": lambda server, client, id: server.variables,
         "how": "map",
     }
     return compose(*exchanges, **{**arguments, **changes})

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.models.conv import torch_bias_init, torch_kernel_init
+from fedjax_pfl.models.conv import Conv, torch_bias_init, torch_kernel_init
 from fedjax_pfl.registry import lookup
 
 EPS = 1e-5  # PyTorch's, of both norms
@@ -149,6 +149,33 @@ class DenseNormReLU(nn.Module):
         return nn.relu(norm(self.norm)(name="bn")(x, train, mask))
 
 
+class ConvNormReLU(nn.Module):
+    """`conv` of stride 1 that keeps the image's size, `bn` (of any kind), ReLU."""
+
+    features: int
+    norm: str
+    impl: str
+    size: int = 3
+    dilation: int = 1
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = torch_kernel_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        """x [B, H, W, I] -> [B, H, W, features]."""
+        conv = Conv(
+            self.features,
+            (self.size, self.size),
+            padding=self.dilation * (self.size // 2),
+            dilation=self.dilation,
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
+            impl=self.impl,
+            name="conv",
+        )
+        return nn.relu(norm(self.norm)(name="bn")(conv(x), train, mask))
+
+
 class Classifier(nn.Module):
     """A model: features, then a classifier. Its subclasses define `layers`, `features`, and `setup`, which makes them.
 
@@ -186,6 +213,13 @@ class Classifier(nn.Module):
         """Features [B, d] -> logits [B, C]."""
         return getattr(self, self.layers[-1])(z)
 
+    def features_and_logits(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both from one forward pass. Arguments as in `__call__`."""
+        z = self.features(x, train, mask)
+        return z, self.head(z)
+
     def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """x [B, ...] -> logits [B, C].
 
@@ -195,6 +229,48 @@ class Classifier(nn.Module):
             mask: [B] bool, the real rows; batch norm ignores the others. None: all are real.
         """
         return self.head(self.features(x, train, mask))
+
+
+class Segmenter(Classifier):
+    """A classifier of every pixel: an encoder, whose last maps are the features, and a decoder with the classifier last.
+
+    Subclasses define `layers`, `encode`, `decode`, and `setup`.
+    """
+
+    def encode(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """x [B, H, W, channels] -> the last feature maps [B, h, w, d], and earlier ones for `decode`."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        maps: jax.Array,
+        earlier: tuple[jax.Array, ...],
+        size: tuple[int, int],
+        train: bool = False,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """What `encode` gave of images of `size` (H, W) -> logits [B, H, W, C]."""
+        raise NotImplementedError
+
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.encode(x, train, mask)[0]
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        """The maps [B, h, w, d]."""
+        return self.maps(x, train, mask)
+
+    def features_and_logits(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The maps [B, h, w, d] and the logits [B, H, W, C]."""
+        maps, earlier = self.encode(x, train, mask)
+        return maps, self.decode(maps, earlier, (x.shape[1], x.shape[2]), train, mask)
+
+    def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, H, W, channels] -> logits [B, H, W, C]. Arguments as in `Classifier`."""
+        return self.features_and_logits(x, train, mask)[1]
 
 
 def check_images(x: jax.Array, model: str, least: int = 1) -> None:

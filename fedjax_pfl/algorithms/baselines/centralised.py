@@ -33,7 +33,6 @@ def centralised(training: Training) -> Algorithm:
     return compose(
         fedavg.exchange(training, "examples")._replace(select=pool),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         how=training.how,
     )

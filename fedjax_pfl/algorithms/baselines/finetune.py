@@ -55,8 +55,9 @@ def finetune(
         Exchange(average.download, local_update, server_update),
         init_server=lambda variables, n: Model(variables),
         init_client=lambda variables: Client(variables, jnp.asarray(False)),
-        client_model=lambda server, client, id: tree.where(client.tuned, client.variables, server.variables),
+        own=lambda client, shared: tree.where(client.tuned, client.variables, shared),
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )

@@ -23,6 +23,8 @@ def local_only(training: Training) -> Algorithm:
         Exchange(lambda server, id: (), local_update, lambda server, uploads, cohort, round: server),
         init_server=lambda variables, n: (),
         init_client=Client,
-        client_model=lambda server, client, id: client.variables,
+        shared=None,
+        own=lambda client, shared: client.variables,
         how=training.how,
+        observe=training.observe,
     )

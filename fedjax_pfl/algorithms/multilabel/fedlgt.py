@@ -93,10 +93,10 @@ def fedlgt(
     return compose(
         Exchange(lambda server, id: server, local_update, server_update),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )
 
 

@@ -29,8 +29,8 @@ def fedavg(training: Training, *, weighting: str = "examples") -> Algorithm:
     return compose(
         exchange(training, weighting),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )

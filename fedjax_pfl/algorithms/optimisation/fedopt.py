@@ -37,10 +37,10 @@ def server_optimizer(training: Training, tx: optax.GradientTransformation, weigh
     return compose(
         average._replace(download=lambda server, id: Model(server.variables), aggregate=server_update),
         init_server=lambda variables, n: Server(variables, tx.init(variables["params"])),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )
 
 

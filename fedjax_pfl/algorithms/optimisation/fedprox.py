@@ -27,8 +27,8 @@ def fedprox(training: Training, *, mu: float = 0.01, weighting: str = "examples"
     return compose(
         fedavg.exchange(training, weighting)._replace(local_update=local_update),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )

@@ -87,8 +87,8 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
         Exchange(lambda server, id: Download(server.variables, server.c), local_update, server_update),
         init_server=lambda variables, n: Server(variables, tree.zeros_like(variables["params"]), jnp.float32(n)),
         init_client=lambda variables: Client(tree.zeros_like(variables["params"])),
-        client_model=lambda server, client, id: server.variables,
         global_model=lambda server: server.variables,
         keep=keep,
         how=training.how,
+        observe=training.observe,
     )

@@ -38,8 +38,9 @@ def ditto(training: Training, *, lam: float = 1.0, weighting: str = "uniform") -
         average._replace(local_update=local_update),
         init_server=lambda variables, n: Model(variables),
         init_client=Client,
-        client_model=lambda server, client, id: client.v_k,
+        own=lambda client, shared: client.v_k,
         global_model=lambda server: server.variables,
         keep=training.keep(),
         how=training.how,
+        observe=training.observe,
     )

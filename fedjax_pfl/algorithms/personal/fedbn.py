@@ -18,7 +18,7 @@ def fedbn(training: Training, *, weighting: str = "uniform") -> Algorithm:
     return compose(
         fedavg.exchange(training, weighting),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         keep=tree.batch_norm,
         how=training.how,
+        observe=training.observe,
     )

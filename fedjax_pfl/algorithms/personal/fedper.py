@@ -23,7 +23,7 @@ def fedper(training: Training, *, personal_layers: int = 1, weighting: str = "ex
     return compose(
         fedavg.exchange(training, weighting),
         init_server=lambda variables, n: Model(variables),
-        client_model=lambda server, client, id: server.variables,
         keep=training.keep(head),
         how=training.how,
+        observe=training.observe,
     )
