@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
         # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
-        # voc | digit_scenes
+        # voc | digit_scenes | prostate
         source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
@@ -106,6 +106,12 @@ def get_config() -> ConfigDict:
             metadata="",  # the providers' labels_and_metadata.json
             mapping="",  # or FedLGT's label_mapping.json, fine_grained_label_mapping.json
             max_images=0,  # of a training user, the first so many (pfl-research: 512); 0 = all
+        ),
+        prostate=dict(  # MRI volumes have mean 0, deviation 1: leave augment.brightness and contrast off
+            path="",  # folders of institutions with Case*.nii.gz and Case*_segmentation.nii.gz, or PRR-FL's lists and pictures
+            size=0,  # pixels to resize to (images bicubic, masks nearest); 0 = as stored
+            slices="prostate",  # of a volume: prostate (from the first to the last slice that shows it) | all
+            neighbours=True,  # the slices before and behind as channels
         ),
     )
 
@@ -250,9 +256,35 @@ def get_config() -> ConfigDict:
             impl="auto",
         ),
     )
+    class_weights = dict(
+        # none | inverse_frequency (1 / n_c) | effective_number ((1 - beta) / (1 - beta^n_c)), summing to C | given; n_c:
+        # training examples of the clients that train
+        weighting="none",
+        beta=0.9999,  # for effective_number
+        weights=(),  # for given: one number for each class
+    )
     config.loss = dict(
         name="",  # a name in fedjax_pfl.losses.LOSSES; "" = the task's
-        cross_entropy=dict(label_smoothing=0.0),
+        cross_entropy=dict(
+            label_smoothing=0.0,
+            **class_weights,
+            reduction="weighted_mean",  # over a batch: weighted_mean (sum of w CE / sum of w) | mean (of w CE)
+        ),
+        focal=dict(  # -alpha_y (1 - p_y)^gamma log p_y
+            gamma=2.0,
+            **class_weights,  # the alpha
+            reduction="mean",
+        ),
+        equalization=dict(  # examples of other classes don't push rare ones down
+            form="softmax",  # softmax | sigmoid
+            threshold=0.00177,  # lambda: a class with a smaller share of the training examples is rare
+            gamma=0.9,  # softmax: chance that an example spares a rare class
+        ),
+        seesaw=dict(
+            p=0.8,  # mitigation: rarer classes are pushed down less; 0 = off
+            q=2.0,  # compensation: what is mistaken for the label is pushed down more; 0 = off
+        ),
+        balanced_softmax=dict(),  # cross entropy on z + log(number of training examples)
         over_batch="mean",  # of the examples' losses: mean | sum (FedLGT)
         binary_cross_entropy=dict(
             reduction="mean",  # over the labels: mean | sum
@@ -273,6 +305,9 @@ def get_config() -> ConfigDict:
         epochs=1,  # E, passes over its data in a round
         batch_size=32,  # B
         drop_last=False,  # leave out an epoch's last, incomplete batch
+        # the rows of an epoch: instance (each once) | class_balanced | square_root | progressive (instance in the first round
+        # to class-balanced in the last); all but instance draw as many rows with replacement
+        sampler="instance",
         optimizer="sgd",  # sgd | adam; made anew every round
         sgd=dict(momentum=0.0, nesterov=False),
         adam=dict(b1=0.9, b2=0.999, eps=1e-8),
@@ -364,6 +399,7 @@ def get_config() -> ConfigDict:
     config.fedadam = adaptive | moments
     config.fedyogi = adaptive | moments
     config.fedbn = dict(weighting="uniform")
+    config.silobn = dict(weighting="examples")
     config.fedper = dict(
         personal_layers=1,  # K_P, the last layers that stay with the client
         weighting="examples",
@@ -376,8 +412,61 @@ def get_config() -> ConfigDict:
         closed_interval=placeholder(bool),  # tau - epsilon and tau + epsilon count as unsure; paper: no, reference: yes
         weighting="examples",  # of uploads: examples | uniform | loss (softmax of the clients' last losses)
     )
+    config.fml = dict(
+        alpha=0.5,  # the labels' share in the private model's loss; the rest is the meme's predictions
+        beta=0.5,  # the labels' share in the meme's loss
+        temperature=1.0,  # of both predictions
+        weighting="uniform",
+    )
+    config.fedproto = dict(
+        lam=1.0,  # lambda, the pull of the features to their class's global prototype
+        weighting="uniform",  # of the clients, in a prototype: uniform | examples (of that class)
+        inference="head",  # head | prototype (the nearest one)
+    )
+    config.crt = dict(
+        start=40,  # rounds of FedAvg; the rest trains a new classifier on the frozen backbone
+        classifier="retrain",  # retrain (cRT) | normalise (tau-norm: FedAvg all along, each class's weights scaled)
+        retrain="federated",  # the new classifier: federated | local (each client's own)
+        sampler="class_balanced",  # of the second stage, see client.sampler
+        tau=0.7,  # of tau-norm; 0 = the weights as they are
+        fidelity="paper",  # paper | reference (the frozen backbone's batch-norm statistics go on drifting)
+        weighting="examples",
+    )
     config.ditto = dict(
         lam=1.0,  # lambda, the pull of the personal model to the global one
         weighting="uniform",
+    )
+    config.prrfl = dict(
+        fidelity="paper",  # paper | reference (the released code); sets what is None below
+        pfa=True,  # False: the weighted mean instead of progressive Fourier aggregation
+        det=True,  # False: no personal model, the client uses what the server makes for it
+        cpa_weight=1.0,  # of the conjoint prototype-aligned loss; 0 = none (v1)
+        plain_weight=0.0,  # of the loss that config.loss names, besides it; without CPA that loss has weight 1
+        components="amplitude_phase",  # of the spectrum that is aggregated: amplitude (v1) | amplitude_phase (v2) | complex
+        classwise=True,  # the classifier's spectrum class by class (v2); False: as one matrix (v1)
+        r0=0.7,  # share of the frequencies that is aggregated in round 0; it grows to
+        final_rate=0.95,  # (nearly) this in the last
+        symmetric=placeholder(bool),  # the band holds -b .. b; paper: yes, reference: no (-b .. b - 1)
+        circular=placeholder(bool),  # phases averaged on the circle; paper: yes, reference: no (as numbers)
+        share_short=placeholder(bool),  # axes of length 1 and 2 are shared; paper: yes, reference: no
+        share_dc=placeholder(bool),  # the zero frequency is always shared; paper: yes, reference: no
+        divisor=placeholder(int),  # of the sums over clients; 0 = their weights' sum; paper: 0, reference: 4
+        weighting="uniform",  # of the clients: uniform | examples
+        lambda1=0.7,  # Recover while the deputy's score is under this share of the personal model's
+        lambda2=0.9,  # Sublimate once it has this share
+        score_on=placeholder(str),  # what both are scored on: validation (paper) | train (reference)
+        distill="kl",  # kl | reverse_kl | mse (between softmax values; segmentation)
+        distill_weight=1.0,  # segmentation: 10
+        temperature=1.0,  # of the distillation
+        optimizer="fresh",  # fresh each round | kept
+        beta=0.8,  # exponent of CPA's mitigation of frequent classes
+        tau=3.0,  # of CPA's refinement, more than 1
+        start=15,  # first round with refinement
+        prototype="feature",  # feature | logit
+        global_prototype="gaussian",  # gaussian | avg
+        exchange=placeholder(
+            str
+        ),  # prototypes are exchanged with the models, round (paper), or after each epoch (reference)
+        reset=placeholder(bool),  # each round begins with prototypes of ones; paper: no, reference: yes
     )
     return config

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedjax_pfl import algorithms, local, losses, models, problem, registry, score, text
+from fedjax_pfl import algorithms, imbalance, local, losses, models, problem, registry, score, text
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -25,6 +25,7 @@ _AT_LEAST_0 = (lambda v: v >= 0, "0 or more")
 _AT_LEAST_1 = (lambda v: v >= 1, "1 or more")
 _POSITIVE = (lambda v: v > 0, "more than 0")
 _SHARE = (lambda v: 0 <= v < 1, "0 <= share < 1")
+_UP_TO_1 = (lambda v: 0 <= v <= 1, "0 to 1")
 
 
 def _one_of(*names: str) -> tuple[Any, str]:
@@ -48,6 +49,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "client.schedule.warmup": _AT_LEAST_0,
     "client.weight_decay": _AT_LEAST_0,
     "client.clip": _AT_LEAST_0,
+    "client.sampler": _one_of(*local.SAMPLERS),
     "client.batch_norm": _one_of("aggregate", "local", "local-statistics"),
     "client.map": (
         lambda v: v in ("auto", "vmap", "map") or (v.isdigit() and int(v) > 0),
@@ -74,10 +76,40 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedyogi.beta1": _SHARE,
     "fedyogi.beta2": _SHARE,
     "ditto.lam": _AT_LEAST_0,
+    "fml.alpha": _UP_TO_1,
+    "fml.beta": _UP_TO_1,
+    "fml.temperature": _POSITIVE,
+    "fedproto.lam": _AT_LEAST_0,
+    "fedproto.inference": _one_of("head", "prototype"),
+    "crt.start": _AT_LEAST_0,
+    "crt.classifier": _one_of("retrain", "normalise"),
+    "crt.retrain": _one_of("federated", "local"),
+    "crt.sampler": _one_of(*local.SAMPLERS),
+    "crt.tau": _AT_LEAST_0,
+    "crt.fidelity": _FIDELITY,
     "fedlgt.tau": (lambda v: 0 <= v <= 1, "0 <= tau <= 1"),
     "fedlgt.epsilon": _AT_LEAST_0,
     "fedlgt.fidelity": _FIDELITY,
+    "prrfl.fidelity": _FIDELITY,
+    "prrfl.cpa_weight": _AT_LEAST_0,
+    "prrfl.plain_weight": _AT_LEAST_0,
+    "prrfl.r0": (lambda v: 0 <= v <= 1, "0 <= rate <= 1"),
+    "prrfl.final_rate": (lambda v: 0 <= v <= 1, "0 <= rate <= 1"),
+    "prrfl.lambda1": _AT_LEAST_0,
+    "prrfl.lambda2": _AT_LEAST_0,
+    "prrfl.distill_weight": _AT_LEAST_0,
+    "prrfl.temperature": _POSITIVE,
+    "prrfl.beta": _AT_LEAST_0,
+    "prrfl.start": _AT_LEAST_0,
     "loss.over_batch": _one_of("mean", "sum"),
+    "loss.focal.gamma": _AT_LEAST_0,
+    "loss.equalization.form": _one_of(*imbalance.FORMS),
+    "loss.equalization.gamma": _UP_TO_1,
+    "loss.seesaw.p": _AT_LEAST_0,
+    "loss.seesaw.q": _AT_LEAST_0,
+    **{f"loss.{name}.weighting": _one_of(*imbalance.WEIGHTINGS) for name in ("cross_entropy", "focal")},
+    **{f"loss.{name}.reduction": _one_of(*imbalance.REDUCTIONS) for name in ("cross_entropy", "focal")},
+    **{f"loss.{name}.beta": _SHARE for name in ("cross_entropy", "focal")},
     **{f"{name}.server_lr": _POSITIVE for name in ("scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi")},
     **{f"{name}.tau": _POSITIVE for name in ("fedadagrad", "fedadam", "fedyogi")},
     **{f"{name}.fidelity": _FIDELITY for name in ("fedadagrad", "fedadam", "fedyogi")},
@@ -127,7 +159,7 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
 
 
-def build_problem(config: Any, federation: Federation) -> Problem:
+def build_problem(config: Any, federation: Federation, trainers: int) -> Problem:
     """The model, inputs and loss that a config names, for this federation's data."""
     model = build_model(config, federation)
     if isinstance(model, LabelMaskTransformer) and config.loss.name not in ("", *losses.MASKABLE):
@@ -137,7 +169,7 @@ def build_problem(config: Any, federation: Federation) -> Problem:
         model,
         federation.x[0],
         federation.task,
-        loss=build_loss(config, federation),
+        loss=build_loss(config, federation, trainers),
         summed=config.loss.over_batch == "sum",
         augmentation=config.augment,
         noisy=bool(federation.noise.any()),
@@ -180,11 +212,16 @@ def _label_embeddings(section: Any, names: Sequence[str], kind: str) -> tuple[np
     return table.embeddings, table.source
 
 
-def build_loss(config: Any, federation: Federation) -> losses.Loss:
-    """The loss that a config names, its label weights counted where it asks for that."""
+def build_loss(config: Any, federation: Federation, trainers: int) -> losses.Loss:
+    """The loss that a config names, with the numbers of examples that it reads, counted over the clients that train.
+
+    (The label weights of several labels an example are counted over all clients' training examples.)
+    """
     name = config.loss.name or losses.BY_TASK[federation.task][0]
     options = dict(config.loss[name])
-    if options.get("weighting") == "inverse_frequency":
+    if federation.task == "single" and "counts" in registry.options(losses.LOSSES[name]):
+        options["counts"] = class_counts(federation, trainers)
+    if federation.task == "multi" and options.get("weighting") == "inverse_frequency":
         rows = np.concatenate(federation.train)
         options["weights"] = losses.inverse_frequency(federation.y[rows].sum(0, dtype=np.int64))
     return losses.for_task(federation.task, name, **options)
@@ -212,9 +249,12 @@ def build_training(config: Any, problem: Problem, federation: Federation, traine
         summed=problem.summed,
         label_mask=problem.label_mask,
         network=network,
+        rounds=config.rounds,
+        seed=config.seed,
         counts=class_counts(federation, trainers),
         score=scores,
         observe=scores if config.eval.retrogress else None,
+        sampler=client.sampler,
     )
 
 

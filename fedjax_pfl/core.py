@@ -33,6 +33,7 @@ class ClientData(NamedTuple):
     y: Array  # [n_max, ...]
     noise: Float[Array, ""]  # standard deviation of the noise on inputs scaled to [0, 1]
     validation: Any = ()  # the client's validation examples (another ClientData), where a round scores models on them
+    round: Any = ()  # the round in which the client trains, for samplers that change over the rounds
 
 
 class Cohort(NamedTuple):
@@ -142,6 +143,7 @@ def run(
     def one_client(
         client: Client, data: ClientData, arrives: Bool[Array, ""]
     ) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
+        data = data._replace(round=state.round)
         download = exchange.download(state.server, data.id)
         upload, client, metrics = exchange.local_update(
             download, client, data, state.round, jax.random.fold_in(key, data.id)

@@ -71,6 +71,7 @@ def candidates(
     def tuned(state: State, client: Client, data: ClientData) -> Variables:
         tx = training.optimizer(training.lr(state.round))
         key_client = jax.random.fold_in(key, data.id)
+        data = data._replace(round=state.round)
         variables = personal(state, client, data)
         return local.train(training, tx, variables, data, key_client, epochs=tune_epochs or training.epochs)[0]
 

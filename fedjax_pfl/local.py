@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from fedjax_pfl import tree
 from fedjax_pfl.core import ClientData, How, Metrics, Observe, Round, Variables
+from fedjax_pfl.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -43,14 +44,21 @@ class LabelMask(NamedTuple):
 class Network(NamedTuple):
     """The network itself, for methods that read features or logits, or train two networks on the same images."""
 
-    inputs: Callable[[Batch, Key[Array, ""]], tuple[Array, Array]]  # of a training batch: what the network sees; targets
+    inputs: Callable[
+        [Batch, Key[Array, ""]], tuple[Array, Array]
+    ]  # of a training batch: what the network sees; targets
     train: Callable[..., tuple[Array, Array, Any]]
     """(variables, inputs x, mask, key) -> features, logits, changed collections; batch statistics, dropout by key."""
     evaluate: Callable[[Variables, Array], tuple[Array, Array]]  # (variables, inputs x) -> features, logits
     plain: Callable[[Array, Array, Key[Array, ""]], Array]  # (x as stored, noise, key) -> inputs without augmentation
-    loss: Callable[[Array, Array], Float[Array, ""]]  # of ONE example's logits and target
+    objective: Callable[[Array, Array, Array, Key[Array, ""]], Float[Array, ""]]
+    """(logits [B, ...], targets, mask, key) -> the loss of a batch: its examples' losses, put together as the loss says."""
+    loss: Callable[
+        ..., Any
+    ]  # of ONE example's logits and target; see `losses.Loss` for what else it may take and return
     over_batch: Callable[[Array, Array], Float[Array, ""]]  # of the examples' losses [B] and the batch's mask
     classes: int
+    width: int = 0  # of the features, where they aren't what the classifier reads (maps, of a segmentation network)
 
 
 class Training(NamedTuple):
@@ -68,10 +76,27 @@ class Training(NamedTuple):
     summed: bool = False  # the loss is a batch's sum, not its mean
     label_mask: LabelMask | None = None  # where the model is a label-mask one
     network: Network | None = None  # where it is any other
+    rounds: int = 1  # of the whole run, for schedules and samplers
+    seed: int = 0  # the config's, for what all clients and the server draw together
     counts: tuple[int, ...] = ()  # training examples of each class over all clients (of masks: pixels)
     score: Callable[..., Float[Array, ""]] | None = None
     """(variables, a client's data, key=None) -> its metric in evaluation mode; with a key on augmented inputs."""
     observe: Observe | None = None  # for `core.compose`
+    sampler: str = "instance"  # a name in `SAMPLERS`: which rows an epoch sees
+
+    def order(self, data: ClientData, key: Key[Array, ""]) -> Int[Array, " n_max"]:
+        """The rows of one epoch: its batches are the first `count` of them."""
+        if self.sampler == "instance":
+            return permutation(key, data.count, data.x.shape[0])
+        share = {"class_balanced": 0.0, "square_root": 0.5, "progressive": None}[self.sampler]
+        if self.network is None or data.y.ndim != 1:
+            raise UserError(
+                f"config.client.sampler: found '{self.sampler}', expected 'instance' without one label an example"
+            )
+        if share is not None:
+            return draw_classes(key, data, self.network.classes, ((1.0, share),))
+        t = jnp.minimum(data.round.astype(jnp.float32) / max(self.rounds - 1, 1), 1)
+        return draw_classes(key, data, self.network.classes, ((1 - t, 1.0), (t, 0.0)))
 
     def steps_per_epoch(self, count: Int[Array, ""]) -> Int[Array, ""]:
         """Number of batches in one epoch over `count` examples."""
@@ -90,6 +115,42 @@ def permutation(key: Key[Array, ""], count: Int[Array, ""], n_max: int) -> Int[A
     """A random order of rows 0..count-1, then the padding rows. It doesn't depend on how much padding there is."""
     order = jax.random.bits(key, (n_max,), jnp.uint32) >> 1
     return jnp.argsort(jnp.where(jnp.arange(n_max, dtype=count.dtype) < count, order, jnp.uint32(2**32 - 1)))
+
+
+SAMPLERS = ("instance", "class_balanced", "square_root", "progressive")
+
+
+def draw_classes(
+    key: Key[Array, ""], data: ClientData, classes: int, mixture: tuple[tuple[Any, float], ...]
+) -> Int[Array, " n_max"]:
+    """Rows drawn with replacement: a class c, then one of its rows, all alike. It doesn't depend on the padding.
+
+    The chance of class c is sum_m share_m n_c^q_m / sum_j n_j^q_m over the client's own counts n, so a class that the
+    client lacks is never drawn. q = 1 draws all rows alike, 1/2 is square-root sampling, 0 class-balanced sampling. Kang
+    et al., ICLR 2020, arXiv 1910.09217, section 4.1 (whose code deals classes from a shuffled deck instead).
+
+    Args:
+        mixture: pairs (share, q), the shares summing to 1.
+    """
+    n_max, dtype = data.x.shape[0], data.count.dtype
+    real = jnp.arange(n_max, dtype=dtype) < data.count
+    y = jnp.where(real, data.y.astype(dtype), jnp.asarray(classes, dtype))  # padding sorts behind all classes
+    sorted_rows = jnp.argsort(y, stable=True)
+    ends = jnp.searchsorted(jnp.take(y, sorted_rows), jnp.arange(classes, dtype=dtype), side="right").astype(dtype)
+    starts = jnp.concatenate([jnp.zeros((1,), dtype), ends[:-1]])
+    n = ends - starts
+    # float32 also where float64 is enabled, so that the draws are the same
+    powers = [(share, jnp.where(n > 0, n.astype(jnp.float32) ** q, jnp.float32(0))) for share, q in mixture]
+    chance = sum(share * power / jnp.maximum(jnp.sum(power), 1) for share, power in powers)
+    sums = jnp.cumsum(chance)
+    key_class, key_row = jax.random.split(key)
+    u, v = (jax.random.uniform(key, (n_max,), jnp.float32) for key in (key_class, key_row))
+    last = jnp.max(jnp.where(n > 0, jnp.arange(classes, dtype=dtype), jnp.zeros((), dtype)))
+    # side='right' passes over classes without a chance; rounding may still go beyond the last one that has any.
+    c = jnp.minimum(jnp.searchsorted(sums, u * sums[-1], side="right").astype(dtype), last)
+    n_c = jnp.take(n, c)
+    within = jnp.minimum((v * n_c.astype(jnp.float32)).astype(dtype), n_c - 1)
+    return jnp.take(sorted_rows, jnp.take(starts, c) + within)
 
 
 def rows(data: ClientData, index: Int[Array, " B"], mask: Bool[Array, " B"]) -> Batch:
@@ -130,7 +191,8 @@ def train_on(
     epochs: int | None = None,
     begin: Callable[[Variables, Key[Array, ""]], Variables] = lambda variables, key: variables,
 ) -> tuple[Variables, Any, Metrics]:
-    """E epochs of mini-batches, each epoch in a fresh random order, from an optimiser's state.
+    """E epochs of mini-batches, each epoch in a fresh random order (or of a fresh draw, by the sampler), from an optimiser's
+    state.
 
     The number of steps is the client's own, tau = E * ceil(count / B): a client's shorter run costs nothing under
     `lax.map`, and under `vmap` only the longest client's. Keys: epoch e uses fold_in(key, e), its order fold_in(., 0),
@@ -172,7 +234,7 @@ def train_on(
         metrics = metrics._replace(last_epoch=jnp.zeros_like(metrics.last_epoch))
         key_e = jax.random.fold_in(key, e)
         params, rest = _parts(begin({"params": params, **rest}, jax.random.fold_in(key_e, 2)))
-        order = permutation(jax.random.fold_in(key_e, 0), data.count, n_max)
+        order = training.order(data, jax.random.fold_in(key_e, 0))
         order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
         carry = (params, rest, opt_state, metrics, order, jax.random.fold_in(key_e, 1))
         carry = jax.lax.fori_loop(0, steps, step, carry)

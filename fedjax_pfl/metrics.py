@@ -5,7 +5,7 @@ no ranking also come as sums (`counts`, `merge`, `from_counts`), which a device 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("c_ap", "c_p", "c_r", "c_f1", "o_ap", "o_p", "o_r", "o_f1"),
         *("subset_accuracy", "hamming_accuracy", "example_f1", "loss"),
     ),
-    "mask": ("dice", "pixel_accuracy", "loss"),
+    "mask": ("dice", "iou", "hausdorff95", "pixel_accuracy", "loss"),
 }
 MAIN = {"single": "macro_f1", "multi": "c_ap", "mask": "dice"}
 BLOCK = 2**20  # entries that the host converts to float64 at a time
@@ -43,6 +43,20 @@ class Counts(NamedTuple):
     exact: Int[Either, ""]  # of those, the ones without an error
     claiming: Int[Either, ""]  # of those, the ones with a target or a prediction
     f1: Float[Either, ""]  # the sum of their F1
+
+
+class Masks(NamedTuple):
+    """What the metrics need of pixel logits: a byte a pixel and a number an image in place of C numbers a pixel."""
+
+    predicted: Int[Either, "m H W"]  # uint8, the class with the largest logit
+    loss: Float[Either, " m"]  # mean cross entropy over the pixels, nats
+
+
+class Overlap(NamedTuple):
+    """Sums over images for each foreground class 1..C-1; those of two sets of images add up."""
+
+    dice: Float[Either, " C-1"]
+    images: Int[Either, " C-1"]  # that have the class in mask or prediction: the others have no Dice
 
 
 def single_label(scores: np.ndarray, y: np.ndarray) -> Metrics:
@@ -176,34 +190,99 @@ def from_counts(sums: Counts) -> Metrics:
     }
 
 
-def mask(scores: np.ndarray, y: np.ndarray) -> Metrics:
-    """Metrics of foreground logits [m, H, W] or [m, H, W, 1] with masks [m, H, W] in {0, 1}; all NaN for m = 0.
+def masks(logits: Float[Either, "m H W C"], y: Int[Either, "m H W"]) -> Masks:
+    """What `mask` needs of the logits of a batch, C <= 256; it runs under `jit` and `vmap`, and on NumPy arrays.
 
-    `dice` is 2|P & G| / (|P| + |G|) averaged over the images that have foreground in mask or prediction; NaN when none
-    has.
+    Logits that aren't finite count as the finite ones next to them, NaN as 0; the loss shows them.
     """
-    if len(scores) == 0:
+    xp: Any = np if isinstance(logits, np.ndarray) else jnp
+    predicted = xp.argmax(xp.nan_to_num(logits), -1).astype(np.uint8)
+    with np.errstate(invalid="ignore", over="ignore"):
+        z: Any = logits - logits.max(-1, keepdims=True)
+        classes = xp.arange(z.shape[-1], dtype=np.int32).reshape(1, 1, 1, -1)
+        chosen = xp.where(y.astype(np.int32)[..., None] == classes, z, xp.zeros_like(z)).sum(-1)
+        return Masks(predicted, (xp.log(xp.exp(z).sum(-1)) - chosen).mean((1, 2)))
+
+
+def mask(scores: Masks | np.ndarray, y: np.ndarray) -> Metrics:
+    """Metrics of pixel logits [m, H, W, C], or the `Masks` of them, with masks [m, H, W] in 0..C-1; all NaN for m = 0.
+
+    Class 0 is the background. Of the others each metric is averaged over the images where it is defined, then over the
+    classes that have any; NaN where none has.
+
+    - `dice` is 2|P & G| / (|P| + |G|), `iou` |P & G| / |P | G|; undefined, not 1, where mask and prediction are both
+      empty: an image without the class says nothing about how well it is outlined.
+    - `hausdorff95` is the 95th percentile (linear interpolation) of the distances, in pixels, of each one's boundary
+      points to the other's boundary, those of both directions taken together, as MedPy's `hd95` defines it. Boundary points
+      have one of their four neighbours, or the image's edge, outside. Undefined where one of the two is empty.
+
+    `pixel_accuracy` is over all pixels, background too; `loss` the mean cross entropy of the pixels in nats.
+    """
+    if len(y) == 0:
         return _undefined("mask")
-    y = np.asarray(y).astype(bool).reshape(len(y), -1)
-    scores = scores.reshape(y.shape)
-    predicted = _finite(scores) >= 0
-    size = y.sum(1) + predicted.sum(1)
-    dice = 2 * (y & predicted).sum(1)[size > 0] / size[size > 0]
+    scored = scores if isinstance(scores, Masks) else masks(np.asarray(scores), np.asarray(y))
+    predicted, y = np.asarray(scored.predicted), np.asarray(y)
+    foreground = range(1, max(int(predicted.max()), int(y.max()), 1) + 1)
+    hits, claimed, actual = _areas(predicted, y, foreground)
+    defined = claimed + actual > 0
+    distances = np.full(hits.shape, np.nan)
+    for i, k in zip(*np.nonzero((claimed > 0) & (actual > 0)), strict=True):
+        distances[i, k] = hausdorff95(predicted[i] == foreground[k], y[i] == foreground[k])
     return {
-        "dice": float(dice.mean()) if dice.size else np.nan,
+        "dice": _over_classes(np.where(defined, 2 * _ratio(hits, claimed + actual), np.nan)),
+        "iou": _over_classes(np.where(defined, _ratio(hits, claimed + actual - hits), np.nan)),
+        "hausdorff95": _over_classes(distances),
         "pixel_accuracy": float((y == predicted).mean()),
-        "loss": _binary_cross_entropy(scores, y),
+        "loss": float(np.asarray(scored.loss, np.float64).mean()),
     }
 
 
-TASKS: dict[str, Callable[[np.ndarray, np.ndarray], Metrics]] = {
+def dice_counts(
+    logits: Float[Either, "m H W C"], y: Int[Either, "m H W"], mask: Bool[Either, " m"] | None = None
+) -> Overlap:
+    """The sums behind `mask`'s Dice; it runs under `jit` and `vmap`, and on NumPy arrays. They add up: `jax.tree.map`.
+
+    Args:
+        mask: the images that count (False: padding); None: all.
+    """
+    xp: Any = np if isinstance(logits, np.ndarray) else jnp
+    hits, claimed, actual = _areas(xp.argmax(logits, -1), y, range(1, logits.shape[-1]))
+    counted: Any = claimed + actual > 0
+    if mask is not None:
+        counted = counted & mask[:, None]
+    size: Any = xp.maximum(claimed + actual, 1).astype(logits.dtype)
+    dice = xp.where(counted, 2 * hits.astype(logits.dtype) / size, xp.zeros_like(size))
+    return Overlap(dice.sum(0), counted.sum(0))
+
+
+def mean_dice(sums: Overlap) -> Float[Either, ""]:
+    """`mask`'s Dice of these sums: the mean over images, then over classes; NaN where no image has foreground."""
+    xp: Any = np if isinstance(sums.dice, np.ndarray) else jnp
+    number = sums.images.astype(sums.dice.dtype)
+    each = sums.dice / xp.maximum(number, 1)
+    return each.sum() / (number > 0).sum().astype(each.dtype)
+
+
+def hausdorff95(a: Bool[np.ndarray, "H W"], b: Bool[np.ndarray, "H W"]) -> float:
+    """The distance of two masks with foreground in pixels; see `mask`."""
+    from scipy import ndimage
+
+    # Nothing outside the box around both can be nearer, and the rest of the image needn't be looked at.
+    rows, columns = (np.flatnonzero((a | b).any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    edge_a, edge_b = (part & np.invert(ndimage.binary_erosion(part)) for part in (a[box], b[box]))
+    to_a, to_b = (np.asarray(ndimage.distance_transform_edt(~edge)) for edge in (edge_a, edge_b))
+    return float(np.percentile(np.concatenate([to_b[edge_a], to_a[edge_b]]), 95))
+
+
+TASKS: dict[str, Callable[[Any, np.ndarray], Metrics]] = {
     "single": single_label,
     "multi": multi_label,
     "mask": mask,
 }
 
 
-def for_task(task: str) -> Callable[[np.ndarray, np.ndarray], Metrics]:
+def for_task(task: str) -> Callable[[Any, np.ndarray], Metrics]:
     """The function (logits, targets) -> metrics of a task: `single`, `multi` or `mask`.
 
     Raises:
@@ -225,8 +304,8 @@ def main(task: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """True for losses, also under a key such as `test/personal/loss`."""
-    return metric.rsplit("/", 1)[-1].endswith("loss")
+    """True for losses and distances, also under a key such as `test/personal/loss`."""
+    return metric.rsplit("/", 1)[-1].endswith(("loss", "hausdorff95"))
 
 
 def summarise(per_client: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> dict[str, float | None]:
@@ -280,10 +359,21 @@ def _cross_entropy(scores: np.ndarray, y: np.ndarray) -> float:
         return float(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]))
 
 
-def _binary_cross_entropy(scores: np.ndarray, y: np.ndarray) -> float:
-    z = np.asarray(scores, np.float64)
-    with np.errstate(invalid="ignore"):
-        return float(np.logaddexp(0, np.where(y, -z, z)).mean())
+def _areas(predicted: Any, y: Any, classes: Iterable[int]) -> tuple[Any, Any, Any]:
+    """Pixels [m, number of classes] of each class that are right, predicted and actual."""
+    xp: Any = np if isinstance(predicted, np.ndarray) else jnp
+    pairs = [(predicted == c, y == c) for c in classes]
+    each = [(p & g, p, g) for p, g in pairs]
+    hits, claimed, actual = (xp.stack([areas[i].sum((1, 2)) for areas in each], 1) for i in range(3))
+    return hits, claimed, actual
+
+
+def _over_classes(values: np.ndarray) -> float:
+    """The mean over classes of the means over images of values [m, classes], NaN left out."""
+    defined = np.isfinite(values)
+    number = defined.sum(0)
+    means = np.where(defined, values, 0).sum(0)[number > 0] / number[number > 0]
+    return float(means.mean()) if means.size else np.nan
 
 
 def _ratio(a: Any, b: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ Curve = tuple[Sequence[int], Sequence[float]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#9A9A9A"
+TRUE, PREDICTED = "#56B4E9", "#F0E442"  # outlines on an image
 MAX_LINES, MAX_BARS = 10, 20  # clients drawn one by one
 MAX_CLASSES, ENDS, MAX_LABELS = (
     40,
@@ -33,6 +34,8 @@ WORDS = {
     "loss": "loss [nats]",
     **{f"{kind}_{short}": f"{kind}-{short}".upper() for kind in "co" for short in ("ap", "p", "r", "f1")},
     "dice": "Dice",
+    "iou": "IoU",
+    "hausdorff95": "Hausdorff distance, 95 % [pixels]",
 }
 
 
@@ -251,6 +254,46 @@ def attention(
             bar.set_color(COLOURS[2] if target else GREY)
         keys = [Patch(color=COLOURS[2], label="in the image"), Patch(color=GREY, label="not in it")]
         figure.legend(handles=keys, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def segmentation(rows: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> bool:
+    """Draw images with the outlines of their true and predicted foreground, a row for each client.
+
+    Args:
+        rows: client -> images [m, H, W, channels] (of three channels that aren't bytes the middle one is drawn, in grey),
+            masks and predicted masks [m, H, W], class 0 being the background.
+        path: the PNG to write; its folder is made.
+
+    Returns:
+        Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
+    """
+    columns = max(len(images) for images, _, _ in rows.values())
+    figure = _figure((0.6 + 2.2 * columns, 0.6 + 2.35 * len(rows)))
+    if figure is None:
+        return False
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (client, (images, truths, predictions)) in zip(grid, rows.items(), strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, image, truth, predicted in zip(line, images, truths, predictions, strict=False):
+            if image.dtype != np.uint8 or image.shape[-1] != 3:  # slices with their neighbours, grey images
+                image = image[..., image.shape[-1] // 2]
+            limits = {"vmin": 0, "vmax": 255} if image.dtype == np.uint8 else {}
+            axes.imshow(image, cmap="gray", **limits)
+            # At half the way from pixel to pixel; the frame closes outlines that touch the image's edge.
+            ends = [np.arange(-1, n + 1) for n in truth.shape]
+            for mask, colour, style in ((truth, TRUE, "-"), (predicted, PREDICTED, "--")):
+                if (mask > 0).any():
+                    framed = np.pad((mask > 0).astype(float), 1)
+                    axes.contour(ends[1], ends[0], framed, [0.5], colors=colour, linewidths=1.4, linestyles=style)
+            size = (truth > 0).sum() + (predicted > 0).sum()
+            dice = f"{2 * ((truth > 0) & (truth == predicted)).sum() / size:.2f}" if size else "undefined"
+            axes.set_title(f"Dice {dice}", fontsize=8)
+        line[0].text(-0.06, 0.5, client, rotation=90, ha="right", va="center", fontsize=9, transform=line[0].transAxes)
+    for colour, style, name in ((TRUE, "-", "true"), (PREDICTED, "--", "predicted")):
+        grid[0, 0].plot([], [], color=colour, linestyle=style, label=name)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return _save(figure, path)
 
 

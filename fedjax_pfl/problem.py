@@ -13,6 +13,7 @@ from fedjax_pfl import losses
 from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.data import augment
 from fedjax_pfl.errors import UserError
+from fedjax_pfl.imbalance import Weighted
 from fedjax_pfl.local import Batch, LabelMask, Loss, Network
 from fedjax_pfl.models import weights
 from fedjax_pfl.models.ctran import UNKNOWN, LabelMaskTransformer, draw_states
@@ -56,8 +57,8 @@ def build(
     Args:
         example: one stored input, [H, W, C] uint8 or float, or [d].
         task: 'single', 'multi' or 'mask'.
-        loss: of one example's logits and target; the task's default where None. A label-mask model's also takes which
-            labels count.
+        loss: of one example's logits and target, see `losses.Loss`; the task's default where None. A label-mask model's
+            also takes which labels count.
         summed: put a batch's losses together as their sum (FedLGT's), not their mean.
         augmentation: the config's section `augment`, or None for neither augmentation nor normalisation.
         weights_file: PyTorch weights to start from; '' for the model's random initial values.
@@ -97,10 +98,15 @@ def build(
             x, y = jax.vmap(change)(keys, x, y) if task == "mask" else (jax.vmap(change)(keys, x), y)
         return normalise(add_noise(x, batch.noise, key_noise)), y
 
-    def over_batch(each: Array, mask: Array) -> Array:
+    def over_batch(each: Any, mask: Array) -> Array:
+        value, weight = each if isinstance(each, Weighted) else (each, jnp.ones_like(each))
         # where, not a product: what a padding row holds must not matter, not even a NaN
-        total = jnp.sum(jnp.where(mask, each, jnp.zeros_like(each)))
-        return total if summed else total / jnp.maximum(jnp.sum(mask.astype(each.dtype)), 1)
+        total, number = (jnp.sum(jnp.where(mask, leaf, jnp.zeros_like(leaf))) for leaf in (value, weight))
+        return total if summed else total / jnp.where(number > 0, number, jnp.ones_like(number))
+
+    def objective(logits: Array, y: Array, mask: Array, key: Key[Array, ""]) -> Array:
+        keys = (jax.random.split(key, mask.shape[0]),) if losses.draws(loss) else ()
+        return over_batch(jax.vmap(loss)(logits, y, *keys), mask)
 
     def network_train(variables: Variables, x: Array, mask: Array, key: Key[Array, ""]) -> tuple[Array, Array, Any]:
         (features, logits), changed = model.apply(
@@ -118,10 +124,10 @@ def build(
         return model.apply(variables, x, train=False, method="features_and_logits")
 
     def batch_loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
-        key_augment, key_noise, key_dropout = jax.random.split(key, 3)
+        key_augment, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
         x, y = inputs(batch, key_augment, key_noise)
         _, logits, changed = network_train(variables, x, batch.mask, key_dropout)
-        return over_batch(jax.vmap(loss)(logits, y), batch.mask), changed
+        return objective(logits, y, batch.mask, key_loss), changed
 
     def masked_loss(
         variables: Variables, batch: Batch, key: Key[Array, ""], remask: Remask | None = None
@@ -152,6 +158,7 @@ def build(
             train=network_train,
             evaluate=network_evaluate,
             plain=lambda x, noise, key: normalise(add_noise(scaled(x), noise, key)),
+            objective=objective,
             loss=loss,
             over_batch=over_batch,
             classes=model.num_classes,

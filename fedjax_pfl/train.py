@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics, multilabel
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics, multilabel, segmentation
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.data import Federation
@@ -52,7 +52,7 @@ def prepare(config: Any) -> Setup:
     """
     configuration.validate(config)
     federation, trainers = _hold_out(load_federation(config), config)
-    problem = configuration.build_problem(config, federation)
+    problem = configuration.build_problem(config, federation, trainers)
     training = configuration.build_training(config, problem, federation, trainers)
     algorithm = configuration.build_algorithm(config, training)
     resident = {"auto": "auto", "always": True, "never": False}[config.cohort.resident]
@@ -142,6 +142,8 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
             summary["compile_seconds"] = compile_seconds
             if setup.federation.task == "multi":
                 _write_classes(config, setup, state, workdir)
+            if setup.federation.task == "mask" and config.plots:
+                _draw_masks(setup, state, workdir)
         finally:
             checkpoints.close()
         log.write_json(workdir / "summary.json", summary)
@@ -243,6 +245,18 @@ def _write_classes(config: Any, setup: Setup, state: State, workdir: Path) -> No
         setup.federation.class_names,
         workdir,
         draw=config.plots,
+    )
+
+
+def _draw_masks(setup: Setup, state: State, workdir: Path) -> None:
+    """Some outlines of a segmentation run, after its last round."""
+    segmentation.draw(
+        setup.evaluator,
+        setup.candidates["global" if _one_model(setup, state) else "personal"],
+        state,
+        np.arange(setup.trainers),
+        setup.federation,
+        workdir / "plots" / "segmentation.png",
     )
 
 

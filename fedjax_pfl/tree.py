@@ -89,6 +89,20 @@ def merge(variables: Tree, part: Tree) -> Tree:
     return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part))
 
 
+def together(**models: Tree) -> Tree:
+    """Several models as one: {'params': {name: ...}, 'batch_stats': {name: ...}}. `member` takes them out again."""
+    collections = {collection for variables in models.values() for collection in variables}
+    return {
+        collection: {name: variables[collection] for name, variables in models.items() if collection in variables}
+        for collection in sorted(collections)
+    }
+
+
+def member(variables: Tree, name: str) -> Tree:
+    """One of the models that `together` put together; a collection that it hasn't is left out."""
+    return {collection: parts[name] for collection, parts in variables.items() if name in parts}
+
+
 def batch_norm(variables: Tree) -> Where:
     """Names every batch-norm entry: scale, bias and running statistics of each module that has running statistics.
 

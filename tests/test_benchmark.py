@@ -19,6 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
     monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
     monkeypatch.setattr(benchmark, "by_population", lambda: {"100 clients, 50 a round": 300.0})
+    monkeypatch.setattr(benchmark, "pfa_against_numpy", lambda: {"ratio ours / NumPy": 0.375})
 
 
 def test_prints_and_writes_what_it_returns(monkeypatch, tmp_path, capsys):
@@ -29,6 +30,7 @@ def test_prints_and_writes_what_it_returns(monkeypatch, tmp_path, capsys):
     assert "0.500" in printed
     assert "0.625" in printed
     assert "300.000" in printed
+    assert "0.375" in printed
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(json.dumps(found))
 
 
@@ -54,6 +56,33 @@ def test_times_leave_the_first_out():
     times = benchmark._times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3
     assert [len(t) for t in times.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(("fidelity", "half"), [("paper", False), ("paper", True), ("reference", False)])
+def test_numpys_aggregation_is_ours(fidelity, half):
+    """Four clients, as many as the released code divides by."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 2, 5), "one": (1, 1, 1, 4), "fc1": (9, 8), "fc2": (8, 3)}
+    stacked = {"params": {name: {"kernel": rng.normal(size=(4, *shape))} for name, shape in shapes.items()}}
+    stacked["params"]["fc2"]["bias"] = rng.normal(size=(4, 3))
+    stacked["params"]["bn"] = {"scale": rng.normal(size=(4, 5))}
+    stacked["batch_stats"] = {"bn": {"mean": rng.normal(size=(4, 5))}}
+    step, _ = benchmark._pfa(stacked, jnp.ones(4), "fc2", fidelity)
+    ours, theirs = (
+        step(stacked, jnp.ones(4), 0),
+        benchmark.benchmark_numpy.pfa(stacked, 0.7, "fc2", paper=fidelity == "paper", half=half),
+    )
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_pfas_measurement():
+    found = benchmark.pfa_against_numpy(clients=2, repeats=1, model="resnet8")
+    assert all(value > 0 for value in found.values())
+    assert "peak memory / stacked weights, paper" in found
+    assert "ratio ours / NumPy, paper, half spectra" in found
 
 
 @pytest.mark.slow

@@ -72,6 +72,25 @@ def test_forward_and_gradients_equal_xla(impl, size, strides, padding, groups):
     close(jax.jit(ours)(x, kernel), jax.jit(value_and_gradients(expected))(x, kernel))
 
 
+@pytest.mark.parametrize("impl", ["xla", *OURS])
+@pytest.mark.parametrize(("padding", "strides", "groups"), [("SAME", 1, 1), (3, 2, 1), ("VALID", 1, 2)])
+def test_dilated_kernels_are_kernels_with_zeros_between(impl, padding, strides, groups):
+    x, kernel = random(*SHAPE), random(3, 2, CHANNELS // groups, FEATURES, seed=1)
+    wide = jnp.zeros((7, 4, *kernel.shape[2:])).at[::3, ::3].set(kernel)
+    options = dict(strides=strides, padding=padding, groups=groups, use_bias=False)
+
+    def narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layer = Conv(FEATURES, (3, 2), dilation=3, impl=impl, **options)
+        return layer.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
+
+    y, (dx, dkernel) = jax.jit(value_and_gradients(narrow))(x, kernel)
+    with_zeros = lambda x, wide: Conv(FEATURES, (7, 4), impl="gemm", **options).apply(  # noqa: E731
+        {"params": {"kernel": wide}}, x
+    )
+    expected, (dx_wide, dwide) = jax.jit(value_and_gradients(with_zeros))(x, wide)
+    close((y, dx, dkernel), (expected, dx_wide, dwide[::3, ::3]))
+
+
 @pytest.mark.parametrize("impl", ["auto", "xla", *OURS])
 def test_same_parameters_as_flax(impl):
     x = random(*SHAPE, dtype=np.float32)

@@ -14,20 +14,24 @@ import pytest
 import toy
 from reference import (
     centralised,
+    crt,
     ditto,
     fedavg,
     fedbn,
     fedopt,
     fedper,
+    fedproto,
     fedprox,
     finetune,
+    fml,
     local_only,
     network,
     scaffold,
+    silobn,
 )
 from reference.sgd import SGD
 
-from fedjax_pfl import algorithms
+from fedjax_pfl import algorithms, local
 
 STATISTICS, BATCH_NORM = network.STATISTICS, network.BATCH_NORM
 
@@ -85,6 +89,27 @@ def tuned(client: Any) -> dict[str, np.ndarray] | None:
 
 def personal(client: Any) -> dict[str, np.ndarray]:
     return toy.flat(client.v_k)
+
+
+def private(client: Any) -> dict[str, np.ndarray]:
+    (momentum,) = (part.trace for part in client.opt_state if hasattr(part, "trace"))
+    return toy.flat(client.variables) | prefixed("momentum", toy.flat({"params": momentum}))
+
+
+def means(server: Any) -> dict[str, np.ndarray]:
+    return {"mean": np.asarray(server.mean), "has": np.asarray(server.has)}
+
+
+def owner(client: Any) -> dict[str, np.ndarray]:
+    return model(client) | {"owns": np.asarray(client.owns)}
+
+
+def restarted(server: Any) -> dict[str, np.ndarray]:
+    return model(server) | {"restarted": np.asarray(server.restarted)}
+
+
+def own_head(client: Any) -> dict[str, np.ndarray] | None:
+    return toy.flat(client.part) if client.tuned else None
 
 
 # -- the methods --------------------------------------------------------------------------------------------------------
@@ -243,3 +268,78 @@ def test_fedper(layers, weighting, policy, names):
 def test_ditto():
     settings = {"lam": 0.4, "weighting": "examples"}
     check("ditto", settings, functools.partial(ditto.ditto, **settings), model, personal)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_silobn(weighting):
+    oracle = functools.partial(silobn.silobn, weighting=weighting)
+    check("silobn", {"weighting": weighting}, oracle, model, kept, stays=STATISTICS)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.3, "beta": 0.6, "temperature": 3.0, "weighting": "examples"}, {}])
+def test_fml(settings):
+    """The private optimiser's momentum goes on over the rounds; by default the mean of the memes is unweighted."""
+    oracle = functools.partial(fml.fml, **{"alpha": 0.5, "beta": 0.5, **settings})
+    check("fml", settings, oracle, model, private)
+
+
+@pytest.mark.parametrize(("weighting", "drop_last"), [("uniform", False), ("examples", True)])
+def test_fedproto(weighting, drop_last):
+    settings = {"lam": 0.7, "weighting": weighting}
+    oracle = functools.partial(fedproto.fedproto, classes=toy.CLASSES, **settings)
+    check("fedproto", settings, oracle, means, owner, training={"drop_last": drop_last})
+
+
+def test_fedprotos_nearest_prototype():
+    """Among the classes that the client has examples of, whatever its classifier says."""
+    algorithm = algorithms.build("fedproto", toy.training(), {"inference": "prototype"})
+    *_, state = toy.play(algorithm, algorithm.init(toy.variables(), toy.N))
+    state, x = jax.device_get(state), np.random.default_rng(5).normal(size=(200, toy.FEATURES)) * 3
+    assert np.all(state.server.has)
+    for k, used in enumerate(toy.models(algorithm, state)):
+        v = toy.flat(toy.row(state.clients.variables, k))
+        owns = [] if k == 6 else sorted(set(toy.rows()[k][1].tolist()))  # client 6 never took part
+        features = crt.evaluate(v, x)
+        if owns:
+            distance = ((features[:, None] - state.server.mean[None, owns]) ** 2).sum(-1)
+            expected = np.array(owns)[distance.argmin(1)]
+        else:
+            expected = network.predict(v, x).argmax(1)
+        np.testing.assert_array_equal(network.predict(toy.flat(used), x).argmax(1), expected, err_msg=f"client {k}")
+
+
+@functools.cache
+def balanced(t: int, k: int, share: float = 1.0, epochs: int = 2) -> list[list[np.ndarray]]:
+    """`toy.batches` of the class-balanced sampler; with `share` of it, the rest instance-balanced."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(toy.KEY), t), 0), k)
+    data, count = toy.row(toy.cohort([k]).data, 0), toy.COUNTS[k]
+    drawn = []
+    for e in range(epochs):
+        key_e = jax.random.fold_in(jax.random.fold_in(key, e), 0)
+        order = np.asarray(local.draw_classes(key_e, data, toy.CLASSES, ((1 - share, 1.0), (share, 0.0))))[:count]
+        drawn.append([order[i : i + toy.BATCH] for i in range(0, count, toy.BATCH)])
+    return drawn
+
+
+@pytest.mark.parametrize("sampler", ["class_balanced", "progressive"])
+def test_samplers(sampler):
+    """FedAvg on drawn rows; the progressive sampler knows the round."""
+    last = len(toy.ROUNDS) - 1
+    batches = lambda t, k: balanced(t, k, t / last if sampler == "progressive" else 1.0)  # noqa: E731
+    settings = {"sampler": sampler, "rounds": last + 1}
+    check("fedavg", {}, fedavg.fedavg, model, nothing, training=settings, batches=batches)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "reference"])
+@pytest.mark.parametrize("retrain", ["federated", "local"])
+def test_crt(retrain, fidelity):
+    start, alone = 2, retrain == "local"
+    oracle = functools.partial(crt.crt, start=start, alone=alone, drifts=fidelity == "reference")
+    check(
+        "crt",
+        {"start": start, "retrain": retrain, "fidelity": fidelity},
+        oracle,
+        restarted,
+        own_head if alone else nothing,
+        batches=lambda t, k: balanced(t, k) if t >= start else toy.batches(toy.COUNTS[k], t, k),
+    )

@@ -14,6 +14,7 @@ from reference.network import train_batch
 
 from fedjax_pfl import local, tree
 from fedjax_pfl.core import ClientData
+from fedjax_pfl.errors import UserError
 
 # -- the order of the rows ----------------------------------------------------------------------------------------------
 
@@ -41,6 +42,97 @@ def test_permutation_is_uniform():
     counts = [np.sum(np.all(np.asarray(orders)[:, :3] == order, 1)) for order in itertools.permutations(range(3))]
     assert sum(counts) == n
     assert sum((c - n / 6) ** 2 / (n / 6) for c in counts) < 20.5
+
+
+# -- drawing rows by class ----------------------------------------------------------------------------------------------
+
+LABELS = np.array([0] * 24 + [3] * 12 + [1] * 4, np.int32)  # of 5 classes, two of which the client lacks
+
+
+@functools.cache
+def draws(mixture, n, padding=0):
+    """n epochs' draws of that client, [n, rows]; its padding is of a class that it lacks."""
+    y = jnp.asarray(np.concatenate([LABELS, np.full(padding, 2, np.int32)]))
+    data = ClientData(jnp.int32(0), jnp.int32(len(LABELS)), y[:, None], y, jnp.float32(0))
+    draw = toy.jit(jax.vmap(lambda key: local.draw_classes(key, data, 5, mixture)))
+    return np.asarray(draw(jax.random.split(jax.random.key(1), n)))
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        (((1.0, 0.0),), (1 / 3, 1 / 3, 1 / 3)),
+        (((1.0, 0.5),), np.sqrt((24, 4, 12)) / np.sqrt((24, 4, 12)).sum()),
+        (((1.0, 1.0),), (0.6, 0.1, 0.3)),
+        (((0.75, 1.0), (0.25, 0.0)), 0.75 * np.array((0.6, 0.1, 0.3)) + 0.25 / 3),
+    ],
+)
+def test_classes_are_drawn_by_their_chance(mixture, expected):
+    """And the rows of a class alike: chi-square with 2 and with 39 degrees of freedom, 13.8 and 72.1 at p = 0.001."""
+    drawn = draws(mixture, 500).reshape(-1)
+    classes = np.bincount(LABELS[drawn], minlength=5)
+    assert classes[2] == classes[4] == 0
+    expected = len(drawn) * np.asarray(expected)
+    assert (((classes[[0, 1, 3]] - expected) ** 2) / expected).sum() < 13.8
+    of_row = dict(zip((0, 1, 3), expected / (24, 4, 12), strict=True))
+    of_row = np.array([of_row[label] for label in LABELS])
+    assert (((np.bincount(drawn, minlength=40) - of_row) ** 2) / of_row).sum() < 72.1
+
+
+def test_draws_come_from_the_key_and_not_from_the_padding():
+    some = draws(((1.0, 0.0),), 3)
+    np.testing.assert_array_equal(draws.__wrapped__(((1.0, 0.0),), 3), some)
+    np.testing.assert_array_equal(draws(((1.0, 0.0),), 3, 9)[:, :40], some)
+    assert draws(((1.0, 0.0),), 500, 9).max() < 40, "a padding row"
+    assert not np.array_equal(some[0], some[1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_drawing_of_hardly_any_rows(count):
+    y = jnp.array([1, 1, 4, 4], jnp.int32)
+    data = ClientData(jnp.int32(0), jnp.int32(count), y[:, None], y, jnp.float32(0))
+    drawn = np.asarray(local.draw_classes(jax.random.key(0), data, 5, ((1.0, 0.0),)))
+    assert drawn.shape == (4,)
+    assert count == 0 or drawn.max() < count
+
+
+def test_rounding_never_draws_a_class_that_a_client_lacks(monkeypatch):
+    """Neither before the first class that it has nor behind the last."""
+    y = jnp.array([1, 1, 2], jnp.int32)
+    data = ClientData(jnp.int32(0), jnp.int32(3), y[:, None], y, jnp.float32(0))
+    for u, row in [(0.0, 0), (1.0, 2)]:  # 1.0 is what rounding may make of u times the sum
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, u=u: jnp.full(shape, u, dtype))
+        drawn = local.draw_classes(jax.random.key(0), data, 5, ((1.0, 0.0),))
+        np.testing.assert_array_equal(drawn, row)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "round", "mixture"),
+    [
+        ("class_balanced", 0, ((1.0, 0.0),)),
+        ("square_root", 0, ((1.0, 0.5),)),
+        ("progressive", 0, ((1.0, 1.0),)),
+        ("progressive", 1, ((0.75, 1.0), (0.25, 0.0))),
+        ("progressive", 4, ((1.0, 0.0),)),
+        ("progressive", 7, ((1.0, 0.0),)),
+    ],
+)
+def test_samplers(sampler, round, mixture):
+    data = client(0)._replace(round=jnp.int32(round))
+    found = toy.training(sampler=sampler, rounds=5).order(data, jax.random.key(2))
+    np.testing.assert_array_equal(found, local.draw_classes(jax.random.key(2), data, toy.CLASSES, mixture))
+
+
+def test_the_instance_sampler_is_the_permutation():
+    data = client(0)
+    found = toy.training().order(data, jax.random.key(2))
+    np.testing.assert_array_equal(found, local.permutation(jax.random.key(2), data.count, 14))
+
+
+def test_samplers_need_one_label_an_example():
+    data = client(0)
+    with pytest.raises(UserError, match=r"^config\.client\.sampler: found 'square_root', expected 'instance' without"):
+        toy.training(sampler="square_root").order(data._replace(y=jnp.zeros((14, 2))), jax.random.key(2))
 
 
 # -- which batches, with which keys -------------------------------------------------------------------------------------
@@ -209,6 +301,16 @@ def test_freeze(active):
     np.testing.assert_array_equal(after["l1"]["kernel"], (W if active else free)["l1"]["kernel"])
     np.testing.assert_array_equal(after["l2"]["kernel"], free["l2"]["kernel"])
     assert not np.any(free["l1"]["kernel"] == W["l1"]["kernel"])
+
+
+def test_each():
+    """Two models under one optimiser move as each does alone: clipping, decay and momentum are their own."""
+    tx = local.optimizer(lambda: local.sgd(0.9), weight_decay=0.1, clip=0.3)(jnp.float64(0.1))  # clips l2 alone
+    together = list(descend(local.each(tx), W, [G, G, G]))[-1]
+    for name in W:
+        alone = list(descend(tx, W[name], [G[name]] * 3))[-1]
+        np.testing.assert_array_equal(together[name]["kernel"], alone["kernel"])
+    assert not np.array_equal(together["l1"]["kernel"], list(descend(tx, W, [G, G, G]))[-1]["l1"]["kernel"])
 
 
 # -- the learning rate over the rounds ----------------------------------------------------------------------------------

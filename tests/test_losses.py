@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from fedjax_pfl import losses
 from fedjax_pfl.errors import UserError
@@ -32,9 +33,34 @@ def test_binary_cross_entropy_and_mse():
     )
 
 
-def test_masks_need_no_channel():
-    z, y = jnp.asarray(LOGITS).reshape(6, 5, 1), jnp.asarray(TARGETS)
-    assert losses.for_task("mask")(z, y) == losses.binary_cross_entropy(jnp.asarray(LOGITS), y)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_losses_of_masks(classes):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(5, 6, classes)) * 2, rng.integers(0, classes - (classes > 2), (5, 6))  # the last is absent
+    p, t = np.exp(z) / np.exp(z).sum(-1, keepdims=True), np.eye(classes)[y]
+    dice = np.mean([1 - (2 * (p * t)[..., c].sum() + 1) / ((p + t)[..., c].sum() + 1) for c in range(1, classes)])
+    entropy = -(t * np.log(p)).sum(-1).mean()
+    smooth = 0.9 * entropy - 0.1 * np.log(p).mean()
+    expected = [
+        (losses.for_task("mask"), dice + entropy),
+        (losses.for_task("mask", dice_weight=0.3, cross_entropy_weight=2.0), 0.3 * dice + 2 * entropy),
+        (losses.for_task("mask", "dice"), dice),
+        (losses.for_task("mask", "cross_entropy"), entropy),
+        (losses.for_task("mask", "cross_entropy", label_smoothing=0.1), smooth),
+    ]
+    for loss, value in expected:
+        np.testing.assert_allclose(loss(jnp.asarray(z), jnp.asarray(y, jnp.int32)), value, rtol=1e-12)
+        one = lambda z, loss=loss: loss(z, jnp.asarray(y, jnp.int32))  # noqa: E731
+        check_grads(one, (jnp.asarray(z),), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_dice_of_an_image_without_foreground_is_defined():
+    y = jnp.zeros((3, 3), jnp.int32)
+    sure = jnp.stack([jnp.full((3, 3), 50.0), jnp.full((3, 3), -50.0)], -1)
+    value, gradient = jax.value_and_grad(losses.dice)(sure, y)
+    np.testing.assert_allclose([value, losses.dice(sure, y, smoothing=2.0)], 0, atol=1e-12)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(losses.dice(-sure, y), 0.9, rtol=1e-12)  # 1 - (0 + 1) / (9 + 0 + 1)
 
 
 @pytest.mark.parametrize("size", [100.0, 1e30])
@@ -52,16 +78,35 @@ def test_extreme_logits_keep_loss_and_gradient_exact(size):
     np.testing.assert_allclose(confident, np.exp(-20.0), rtol=1e-6)  # not 0: nothing cancels
 
 
+@pytest.mark.parametrize(
+    ("temperature", "expected"),  # METHODS.md, section 12.4
+    [(1.0, 0.199976688), (2.0, 0.273915612), (4.0, 0.277907671), (10.0, 0.264672644), (1e5, 0.25)],
+)
+def test_distillation(temperature, expected):
+    teacher, student = jnp.array([2.0, 0.0, -1.0]), jnp.array([1.0, 0.5, -0.5])
+    loss = lambda teacher, student: losses.distillation(teacher, student, temperature=temperature)  # noqa: E731
+    found, (to_teacher, to_student) = jax.value_and_grad(loss, (0, 1))(teacher, student)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if temperature > 10 else 6e-10)
+    assert np.all(to_teacher == 0)
+    expected = temperature * (jax.nn.softmax(student / temperature) - jax.nn.softmax(teacher / temperature))
+    np.testing.assert_allclose(to_student, expected, rtol=1e-9)
+    one, three = (jnp.broadcast_to(z, (2, 3, 3)) for z in (student, teacher))
+    np.testing.assert_allclose(loss(three, one), found, rtol=1e-9)  # a mask: the mean over its pixels
+
+
 def test_a_masked_class_costs_nothing():
     assert losses.cross_entropy(jnp.array([0.0, -jnp.inf]), 0) == 0
 
 
 @pytest.mark.parametrize("task", sorted(losses.BY_TASK))
 def test_float32_stays_float32(task):
-    y = jnp.int32(1) if task == "single" else jnp.asarray(TARGETS[0])
+    y = {"single": jnp.int32(1), "multi": jnp.asarray(TARGETS[0]), "mask": jnp.asarray(TARGETS[:, :4], jnp.int32)}[task]
+    z = jnp.asarray(LOGITS.reshape(6, 5, 1) + np.arange(2), jnp.float32)[:, :4] if task == "mask" else LOGITS[0]
+    z = jnp.asarray(z, jnp.float32)
     for name in losses.BY_TASK[task]:
+        if task == "single" and name != "cross_entropy":
+            continue  # in test_imbalance.py
         options = {"label_smoothing": 0.1} if name == "cross_entropy" else {}
-        z = jnp.asarray(LOGITS[0], jnp.float32)
         value, gradient = jax.value_and_grad(losses.for_task(task, name, **options))(z, y)
         assert value.dtype == gradient.dtype == jnp.float32
         assert not value.weak_type
@@ -97,7 +142,8 @@ def test_equal_to_pytorch():
         (lambda: losses.for_task("multi", "msse"), "loss.name: unknown name 'msse' (did you mean 'mse'?)"),
         (
             lambda: losses.for_task("single", "mse"),
-            "loss.name: 'mse' does not fit the task 'single' (one of: cross_entropy)",
+            "loss.name: 'mse' does not fit the task 'single' (one of: cross_entropy, focal, equalization, seesaw, "
+            "balanced_softmax)",
         ),
         (
             lambda: losses.for_task("multi", reduction="summ")(jnp.zeros(2), jnp.zeros(2)),

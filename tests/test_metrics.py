@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn import metrics as sk
 
 from fedjax_pfl import metrics
@@ -316,22 +317,115 @@ def test_thousands_of_classes_take_seconds_and_little_memory():
     np.testing.assert_allclose([c_ap, o_ap], 0.18, atol=0.05)
 
 
-def test_mask_equals_dice_of_each_image():
-    rng = np.random.default_rng(0)
-    z, y = rng.normal(size=(4, 5, 6, 1)).astype(np.float32), (rng.random((4, 5, 6)) < 0.4).astype(np.uint8)
-    z[2], y[2] = -1, 0  # neither mask nor prediction: no Dice, left out
-    z[3] = -1  # nothing predicted: 0
-    predicted = (z[..., 0] >= 0).astype(int)
+def blobs(seed: int, m: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [m, H, W, C] float32 and masks [m, H, W] of connected regions, that agree in part."""
+    rng = np.random.default_rng(seed)
+    fields = ndimage.gaussian_filter(rng.normal(size=(2, m, *size, classes)), (0, 0, 1.5, 1.5, 0)) * 8
+    return (fields[0] + 0.7 * fields[1]).astype(np.float32), fields[0].argmax(-1).astype(np.int32)
+
+
+def mask_case() -> tuple[np.ndarray, np.ndarray]:
+    """Three classes, with images that lack one in mask, prediction, or both."""
+    z, y = blobs(0, 6, (9, 12), 3)
+    z[2, ..., 1:], y[2] = -9, 0  # neither mask nor prediction has foreground
+    z[3, ..., 2] = -9  # class 2 is in the mask alone
+    y[4][y[4] == 1] = 0  # class 1 is predicted alone
+    z[5] = np.eye(3)[y[5]]  # all right
+    return z, y
+
+
+def brute_hausdorff95(a: np.ndarray, b: np.ndarray) -> float:
+    """All pairs of boundary points, from the definition."""
+
+    def edge(mask: np.ndarray) -> np.ndarray:
+        wide = np.pad(mask, 1)
+        inside = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+        return np.argwhere(mask & ~inside).astype(float)
+
+    pairs = np.linalg.norm(edge(a)[:, None] - edge(b)[None], axis=-1)
+    both = np.sort(np.concatenate([pairs.min(1), pairs.min(0)]))
+    place = 0.95 * (len(both) - 1)
+    low = int(place)
+    return both[low] + (place - low) * (both[min(low + 1, len(both) - 1)] - both[low])
+
+
+def test_mask_equals_each_image_by_itself():
+    z, y = mask_case()
+    predicted = z.argmax(-1)
+    dice, iou, far = ({1: [], 2: []} for _ in range(3))
+    for i in range(len(y)):
+        for c in (1, 2):
+            p, g = predicted[i] == c, y[i] == c
+            if p.any() or g.any():
+                dice[c].append(sk.f1_score(g.ravel(), p.ravel(), zero_division=0))
+                iou[c].append(sk.jaccard_score(g.ravel(), p.ravel(), zero_division=0))
+            if p.any() and g.any():
+                far[c].append(brute_hausdorff95(p, g))
+    assert {len(values) for values in (*dice.values(), *far.values())} >= {4, 5}  # some are undefined
     found = metrics.mask(z, y)
-    each = [sk.f1_score(y[i].ravel(), predicted[i].ravel(), zero_division=0) for i in (0, 1, 3)]
-    np.testing.assert_allclose(found["dice"], np.mean(each))
+    for name, values in (("dice", dice), ("iou", iou), ("hausdorff95", far)):
+        np.testing.assert_allclose(found[name], np.mean([np.mean(v) for v in values.values()]), rtol=1e-12)
     np.testing.assert_allclose(found["pixel_accuracy"], np.mean(predicted == y))
-    np.testing.assert_allclose(found["loss"], sk.log_loss(y.ravel(), sigmoid(z.astype(np.float64)).ravel()), rtol=1e-6)
-    assert metrics.mask(z[..., 0], y) == found
-    assert np.isnan(metrics.mask(z[2:3], y[2:3])["dice"])
+    p = softmax(z.reshape(-1, 3).astype(np.float64))
+    np.testing.assert_allclose(found["loss"], sk.log_loss(y.ravel(), p, labels=range(3)), rtol=1e-6)
+    assert list(found) == list(metrics.names("mask"))
 
 
-@pytest.mark.parametrize(("task", "shape"), [("single", (0, 3)), ("multi", (0, 3)), ("mask", (0, 4, 4, 1))])
+def test_masks_without_foreground_have_no_dice():
+    z, y = mask_case()
+    found = metrics.mask(z[2:3], y[2:3])
+    assert found.pop("pixel_accuracy") == 1
+    assert 0 < found.pop("loss") < 0.1
+    assert np.isnan(list(found.values())).all()
+    missed = metrics.mask(np.stack([np.ones((1, 4, 4)), np.zeros((1, 4, 4))], -1), np.eye(4, dtype=int)[None])
+    assert missed["dice"] == missed["iou"] == 0
+    assert np.isnan(missed["hausdorff95"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hausdorff_distance_by_brute_force(seed):
+    z, y = blobs(seed, 4, (17, 23), 2)
+    z, y = z[..., 1] > 1.0, y > 0
+    y[1] = np.roll(y[1], 7, 1)  # far apart
+    y[2] = True  # its boundary is the image's edge
+    z[3], y[3] = False, False
+    z[3, 0, 0] = y[3, -1, -1] = True  # single pixels in opposite corners
+    for a, b in zip(z, y, strict=True):
+        np.testing.assert_allclose(metrics.hausdorff95(a, b), brute_hausdorff95(a, b), rtol=1e-12)
+        assert metrics.hausdorff95(b, a) == metrics.hausdorff95(a, b)
+    np.testing.assert_allclose(metrics.hausdorff95(z[3], y[3]), np.hypot(16, 22))
+    assert metrics.hausdorff95(y[0], y[0]) == 0
+
+
+def test_reduced_masks_score_as_their_logits():
+    z, y = mask_case()
+    small = jax.jit(metrics.masks)(jnp.asarray(z), jnp.asarray(y))
+    assert (small.predicted.dtype, small.loss.dtype) == (jnp.uint8, jnp.float32)
+    found, expected = metrics.mask(small, y), metrics.mask(z, y)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+    z[0, 0, 0] = [np.nan, 1, -np.inf]
+    found = metrics.mask(z, y)
+    assert np.isfinite(found["dice"])
+    assert np.isnan(found["loss"])
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_dice_counts_add_up_to_the_dice(library):
+    z, y = mask_case()
+    real = np.array([1, 1, 1, 0, 1, 1], bool)
+    z[3] = np.nan
+    parts = [slice(0, 4), slice(4, 6)]
+    counts = metrics.dice_counts if library is np else jax.jit(metrics.dice_counts)
+    sums = [counts(library.asarray(z[p]), library.asarray(y[p]), library.asarray(real[p])) for p in parts]
+    total = jax.tree.map(lambda a, b: a + b, *sums)
+    np.testing.assert_allclose(metrics.mean_dice(total), metrics.mask(z[real], y[real])["dice"], rtol=1e-6)
+    assert total.dice.dtype == np.float32
+    whole = metrics.mean_dice(metrics.dice_counts(z[real], y[real]))
+    np.testing.assert_allclose(whole, metrics.mean_dice(total), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "shape"), [("single", (0, 3)), ("multi", (0, 3)), ("mask", (0, 4, 4, 2))])
 def test_no_examples_leave_everything_undefined(task, shape):
     y = np.zeros(shape[:1] if task == "single" else shape[:3], np.int32)
     found = metrics.for_task(task)(np.zeros(shape, np.float32), y)
@@ -404,6 +498,7 @@ def test_tasks():
     assert [metrics.main(task) for task in ("single", "multi", "mask")] == ["macro_f1", "c_ap", "dice"]
     assert all(metrics.main(task) in metrics.names(task) for task in metrics.TASKS)
     assert metrics.lower_is_better("test/personal/loss")
+    assert metrics.lower_is_better("test/personal/hausdorff95")
     assert not metrics.lower_is_better("test/personal/auc")
     for call in (metrics.for_task, metrics.names, metrics.main):
         with pytest.raises(UserError, match="task: unknown name 'singel' \\(did you mean 'single'\\?\\)"):

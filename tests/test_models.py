@@ -16,8 +16,11 @@ from fedjax_pfl.errors import UserError
 from fedjax_pfl.models import MODELS, build, layers, weights
 from fedjax_pfl.models.cnn import CNNDigit
 from fedjax_pfl.models.conv import max_pool
+from fedjax_pfl.models.deeplab import DeepLab
+from fedjax_pfl.models.layers import Segmenter
 from fedjax_pfl.models.mlp import MLP
 from fedjax_pfl.models.resnet import ResNet
+from fedjax_pfl.models.unet import UNet
 from fedjax_pfl.models.vgg import VGG16Slim
 
 # -- the models under test: as wide and as large as it takes to find an error ------------------------------------------
@@ -41,8 +44,11 @@ SMALL = {
     "resnet34": (ResNet(3, (3, 4, 6, 3), False, "cifar", **BASIC), (16, 16, 3)),
     "resnet50": (ResNet(3, (3, 4, 6, 3), True, "imagenet", **BOTTLENECK), (33, 64, 3)),
     "resnet101": (ResNet(3, (3, 4, 23, 3), True, "cifar", **BOTTLENECK), (16, 16, 3)),
-}
-SLOW = {"vgg16_slim", "resnet20", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101"}
+    "unet": (UNet(3, 2, 4, "batch", "auto"), (13, 18, 2)),
+    "deeplab": (DeepLab(3, ResNet(3, (1, 2, 2), False, "imagenet", **BASIC, output_stride=4), (1, 3), 5, "batch", "auto"),
+        (25, 34, 3)),
+}  # fmt: skip
+SLOW = {"vgg16_slim", "resnet20", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101", "deeplab"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SMALL]
 
 # Each kind of layer and block once, for what doesn't depend on the depth: norm -> model, with the shape of one image.
@@ -52,6 +58,11 @@ SHORT = {
     "vgg16_slim": (lambda norm: VGG16Slim(3, False, norm, "auto", width=4), (32, 32, 3)),
     "option_a": (lambda norm: ResNet(3, (1, 1), False, "cifar", **{**CIFAR, "norm": norm}), (8, 8, 3)),
     "bottleneck": (lambda norm: ResNet(3, (1, 1), True, "imagenet", **{**BASIC, "norm": norm}), (16, 16, 3)),
+    "unet": (lambda norm: UNet(3, 1, 4, norm, "auto"), (5, 6, 2)),
+    "deeplab": (
+        lambda norm: DeepLab(3, ResNet(3, (1, 1), False, "cifar", **{**BASIC, "norm": norm}), (2,), 5, norm, "auto"),
+        (6, 5, 3),
+    ),
 }
 
 
@@ -64,6 +75,11 @@ def quick_options():
             jax.jit(jnp.sin, compiler_options={name: value}).lower(1.0).compile()
             known[name] = value
     return known
+
+
+def shape_of_logits(model, shape, n):
+    """Of n images of `shape`: a class for each pixel, or for each image."""
+    return (n, *shape[:2], model.num_classes) if isinstance(model, Segmenter) else (n, model.num_classes)
 
 
 def quick_jit(function):
@@ -199,7 +215,7 @@ def counterparts(torch):
         return seq(**blocks, avgpool=tnn.AdaptiveAvgPool2d(1), flatten=tnn.Flatten(), fc1=fc1, fc2=fc2)
 
     class Block(tnn.Module):
-        def __init__(self, before, width, stride, bottleneck, option_a):
+        def __init__(self, before, width, stride, bottleneck, option_a, dilation=1):
             super().__init__()
             self.bottleneck, self.stride, after = bottleneck, stride, 4 * width if bottleneck else width
             if bottleneck:
@@ -207,8 +223,8 @@ def counterparts(torch):
                 self.conv2 = tnn.Conv2d(width, width, 3, stride, 1, bias=False)
                 self.conv3, self.bn3 = tnn.Conv2d(width, after, 1, bias=False), tnn.BatchNorm2d(after)
             else:
-                self.conv1 = tnn.Conv2d(before, width, 3, stride, 1, bias=False)
-                self.conv2 = tnn.Conv2d(width, width, 3, 1, 1, bias=False)
+                self.conv1 = tnn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False)
+                self.conv2 = tnn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
             self.bn1, self.bn2 = tnn.BatchNorm2d(width), tnn.BatchNorm2d(width)
             self.downsample = None
             self.pad = (after - before) // 2 if option_a else 0
@@ -237,18 +253,94 @@ def counterparts(torch):
         parts |= {"bn1": tnn.BatchNorm2d(width), "relu": tnn.ReLU()}
         if model.stem == "imagenet":
             parts["maxpool"] = tnn.MaxPool2d(3, 2, 1)
-        before = width
+        before, total, dilation = width, 4 if model.stem == "imagenet" else 1, 1
         for s, count in enumerate(model.blocks):
             blocks = []
             for i in range(count):
-                stride = 2 if s > 0 and i == 0 else 1
-                blocks.append(Block(before, width * 2**s, stride, model.bottleneck, model.option_a))
+                stride, earlier = 2 if s > 0 and i == 0 else 1, dilation
+                if total * stride > (model.output_stride or 99):
+                    stride, dilation = 1, 2 * dilation
+                total *= stride
+                rate = earlier if i == 0 else dilation
+                blocks.append(Block(before, width * 2**s, stride, model.bottleneck, model.option_a, rate))
                 before = width * 2**s * (4 if model.bottleneck else 1)
             parts[f"layer{s + 1}"] = tnn.Sequential(*blocks)
         head = {"linear" if model.option_a else "fc": tnn.Linear(before, model.num_classes)}
         return seq(**parts, avgpool=tnn.AdaptiveAvgPool2d(1), flatten=tnn.Flatten(), **head)
 
-    kinds = {MLP: mlp, CNNDigit: cnn_digit, VGG16Slim: vgg16_slim, ResNet: resnet}
+    def conv_norm_relu(before, after, size=3, dilation=1):
+        conv = tnn.Conv2d(before, after, size, 1, dilation * (size // 2), dilation, bias=False)
+        return seq(conv=conv, bn=tnn.BatchNorm2d(after), relu=tnn.ReLU())
+
+    def pair(before, after):
+        return tnn.Sequential(conv_norm_relu(before, after), conv_norm_relu(after, after))
+
+    class Up(tnn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.up, self.convs = tnn.ConvTranspose2d(2 * width, width, 2, 2), pair(2 * width, width)
+
+        def forward(self, x, beside):
+            x = self.up(x)
+            x = func.pad(x, (0, beside.shape[3] - x.shape[3], 0, beside.shape[2] - x.shape[2]))
+            return self.convs(torch.cat([beside, x], 1))
+
+    class UNetTorch(tnn.Module):
+        def __init__(self, channels, classes, depth, width):
+            super().__init__()
+            self.depth = depth
+            for i in range(1, depth + 1):
+                w = width * 2 ** (i - 1)
+                setattr(self, f"down{i}", pair(channels if i == 1 else w // 2, w))
+                setattr(self, f"up{i}", Up(w))
+            self.bottom = pair(width * 2 ** (depth - 1), width * 2**depth)
+            self.out = tnn.Conv2d(width, classes, 1)
+
+        def forward(self, x):
+            down = []
+            for i in range(1, self.depth + 1):
+                down.append(getattr(self, f"down{i}")(x))
+                x = func.max_pool2d(down[-1], 2)
+            x = self.bottom(x)
+            for i in range(self.depth, 0, -1):
+                x = getattr(self, f"up{i}")(x, down[i - 1])
+            return self.out(x)
+
+    def unet(model, shape):
+        return UNetTorch(shape[2], model.num_classes, model.depth, model.width)
+
+    class Pyramid(tnn.Module):
+        def __init__(self, before, width, rates):
+            super().__init__()
+            self.rates = rates
+            setattr(self, "0", conv_norm_relu(before, width, 1))
+            for i, rate in enumerate(rates, 1):
+                setattr(self, str(i), conv_norm_relu(before, width, 3, rate))
+            self.pool = conv_norm_relu(before, width, 1)
+            self.project = conv_norm_relu((2 + len(rates)) * width, width, 1)
+
+        def forward(self, x):
+            branches = [getattr(self, str(i))(x) for i in range(1 + len(self.rates))]
+            mean = self.pool(func.adaptive_avg_pool2d(x, 1))
+            mean = func.interpolate(mean, x.shape[2:], mode="bilinear", align_corners=False)
+            return self.project(torch.cat([*branches, mean], 1))
+
+    class DeepLabTorch(tnn.Module):
+        def __init__(self, backbone, d, model):
+            super().__init__()
+            self.backbone = tnn.Sequential(OrderedDict(list(backbone.named_children())[:-3]))
+            self.aspp = Pyramid(d, model.width, model.rates)
+            self.out = tnn.Conv2d(model.width, model.num_classes, 1)
+
+        def forward(self, x):
+            z = self.out(self.aspp(self.backbone(x)))
+            return func.interpolate(z, x.shape[2:], mode="bilinear", align_corners=False)
+
+    def deeplab(model, shape):
+        net = model.backbone
+        return DeepLabTorch(resnet(net, shape), net.width * 2 ** (len(net.blocks) - 1), model)
+
+    kinds = {MLP: mlp, CNNDigit: cnn_digit, VGG16Slim: vgg16_slim, ResNet: resnet, UNet: unet, DeepLab: deeplab}
     kinds |= {type(build("cnn_niid", 2)): cnn_niid, type(build("cnn_pfl", 2)): cnn_pfl}
     return lambda model, shape: kinds[type(model)](model, shape)
 
@@ -309,12 +401,13 @@ def check_parity(name, train, dtype, tolerance):
     torch, counterpart, variables = torch_counterpart(model, shape, dtype)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(6, *shape)).astype(dtype)
-    r = rng.normal(size=(6, model.num_classes)).astype(dtype)
+    r = rng.normal(size=shape_of_logits(model, shape, 6)).astype(dtype)
     found = run_flax(model, variables, jnp.asarray(x), jnp.asarray(r), train)
 
     counterpart.train(train)
     tx = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).requires_grad_()
     logits = counterpart(tx)
+    logits = logits.permute(0, 2, 3, 1) if logits.ndim == 4 else logits
     (logits * torch.from_numpy(r)).sum().backward()
 
     logits = logits.detach().numpy()
@@ -357,7 +450,8 @@ def test_padding_rows_change_nothing(name):
     variables = random_variables(model, shape)
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.normal(size=(8, *shape)) * np.where(MASK, 1, 1e3).reshape(-1, 1, 1, 1))
-    r = jnp.asarray(rng.normal(size=(8, 3)) * MASK[:, None])  # the loss is masked, as the training loop does
+    r = rng.normal(size=shape_of_logits(model, shape, 8))
+    r = jnp.asarray(r * MASK.reshape(-1, *[1] * (r.ndim - 1)))  # the loss is masked, as the training loop does
     padded = run_flax(model, variables, x, r, True, jnp.asarray(MASK))
     alone = run_flax(model, variables, x[MASK], r[MASK], True)
     np.testing.assert_allclose(padded.logits[MASK], alone.logits, rtol=1e-9, atol=1e-12)
@@ -432,6 +526,9 @@ PARAMETERS = [
     ("resnet34", 1000, 21_797_672),
     ("resnet50", 1000, 25_557_032),
     ("resnet101", 1000, 44_549_160),
+    ("unet", 2, 31_037_698),
+    # torchvision's backbone; the pyramid's convolutions, their norms, the classifier.
+    ("deeplab_resnet18", 2, 11_176_512 + 512 * 256 * (1 + 3 * 9 + 1) + 5 * 256 * 256 + 6 * 2 * 256 + 256 * 2 + 2),
 ]
 
 
@@ -444,6 +541,8 @@ def test_number_of_parameters_and_names_of_layers(name, num_classes, count):
     model, variables = published(name, num_classes)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == count
     assert set(model.layers) == set(variables["params"])
+    if isinstance(model, Segmenter):
+        return
     # The features feed the last layer.
     head = jax.tree.leaves(variables["params"][model.layers[-1]])
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -541,7 +640,8 @@ def test_every_convolution_is_of_the_chosen_kind(name):
     for impl in ("xla", "gemm"):
         model = build(name, 3, impl=impl)
         variables = abstract(model, (32, 32, 3))
-        kernels = [leaf for leaf in jax.tree.leaves(variables) if leaf.ndim == 4]
+        leaves = jax.tree_util.tree_leaves_with_path(variables)
+        kernels = [path for path, leaf in leaves if leaf.ndim == 4 and path[-2].key != "up"]  # a U-Net's way up
         jaxpr = str(jax.make_jaxpr(model.apply)(variables, jnp.zeros((1, 32, 32, 3), jnp.float32)))
         assert jaxpr.count("conv_general_dilated[") == (len(kernels) if impl == "xla" else 0)
 
@@ -580,6 +680,44 @@ def test_vgg_takes_any_size_from_32():
         jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, 20), jnp.float32))
 
 
+@pytest.mark.parametrize("name", ["unet", "deeplab_resnet18"])
+def test_segmenters_take_any_size_and_give_their_maps(name):
+    model, variables = published(name, 2)
+    for size, maps in (((32, 32), (2, 2)), ((47, 33), (2, 2) if name == "unet" else (3, 3)), ((64, 128), (4, 8))):
+        x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+        both = jax.eval_shape(functools.partial(model.apply, method="features_and_logits"), variables, x)
+        assert [each.shape for each in both] == [(2, *maps, 1024 if name == "unet" else 512), (2, *size, 2)]
+        alone = [jax.eval_shape(functools.partial(model.apply, method=m), variables, x) for m in ("maps", "__call__")]
+        assert alone == list(both)
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplab"])
+def test_maps_and_logits_of_one_pass(name):
+    make, shape = SHORT[name]
+    model = make("batch")
+    variables = random_variables(model, shape)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
+    maps, logits = quick_jit(functools.partial(model.apply, method="features_and_logits"))(variables, x)
+    np.testing.assert_allclose(maps, quick_jit(functools.partial(model.apply, method="maps"))(variables, x), rtol=1e-9)
+    np.testing.assert_allclose(logits, quick_jit(model.apply)(variables, x), rtol=1e-9)
+
+
+def test_output_stride_of_a_resnet():
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    for stem, stride, size in (("imagenet", None, 2), ("imagenet", 32, 2), ("imagenet", 16, 4), ("imagenet", 8, 8),
+                               ("cifar", 16, 8), ("cifar", 8, 8), ("cifar", 2, 32)):  # fmt: skip
+        model = ResNet(3, (1, 1, 1, 1), False, stem, "none", "auto", width=2, output_stride=stride)
+        variables = abstract(model, (64, 64, 3))
+        maps = jax.eval_shape(functools.partial(model.apply, method="maps"), variables, x)
+        assert maps.shape == (1, size, size, 16), (stem, stride)
+
+
+def test_unet_needs_a_pixel_at_the_bottom():
+    model, variables = published("unet", 2)
+    with pytest.raises(UserError, match="model unet: images of 15x40 found, at least 16x16 expected"):
+        jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, 15, 40, 3), jnp.float32))
+
+
 def test_mlp_takes_any_shape():
     for shape in ((3,), (5, 2), (4, 4, 3)):
         params = abstract(build("mlp", 2, hidden=()), shape)["params"]
@@ -597,6 +735,13 @@ def test_mlp_takes_any_shape():
         ("cnn_pfl", {"dropout_conv": 1.5}, "model.cnn_pfl.dropout_conv: 1.5 found"),
         ("cnn_digit", {"dropout": -0.1}, "model.cnn_digit.dropout: -0.1 found"),
         ("mlp", {"hidden": (5, 0)}, "model.mlp.hidden: (5, 0) found, positive numbers"),
+        ("unet", {"depth": 0}, "model.unet.depth: 0 found, 1 or more expected"),
+        ("deeplab_resnet18", {"output_stride": 4}, "model.deeplab_resnet18.output_stride: 4 found, one of 8, 16, 32"),
+        (
+            "deeplab_resnet18",
+            {"rates": (6, 0)},
+            "model.deeplab_resnet18: width 256, rates (6, 0) found, numbers from 1",
+        ),
     ],
 )
 def test_mistakes_are_named(name, options, message):

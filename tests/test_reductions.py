@@ -14,6 +14,7 @@ from reference.network import train_batch
 from fedjax_pfl import algorithms, tree
 from fedjax_pfl.algorithms.optimisation import fedopt
 from fedjax_pfl.core import Algorithm, Cohort, State
+from fedjax_pfl.errors import UserError
 
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 
@@ -24,6 +25,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "no batch norm": {"net": WITHOUT_BN},
     "batch norm local": {"batch_norm": "local"},
     "statistics local": {"batch_norm": "local-statistics"},
+    "plain": {"solver": toy.PLAIN},
     "full step": {"net": WITHOUT_BN, **FULL},
     "label mask": {"loss": toy.label_mask_of(toy.Net()).loss},  # what fedlgt trains on
     "no table": {"label_mask": toy.label_mask_of(toy.Net(), table=False)},
@@ -117,6 +119,123 @@ def test_fedopt_with_sgd_is_fedavg():
     close(servers(list(states)), servers(play("fedavg")))
 
 
+# -- two models per client, prototypes, decoupled training --------------------------------------------------------------
+
+
+def test_fml_without_its_terms_is_local_training_and_fedavg():
+    """Without momentum, as the private model's goes on over the rounds and local training's does not."""
+    states = play("fml", "plain", alpha=1.0, beta=1.0)
+    close(states[-1].clients.variables, play("local", "plain")[-1].clients.variables)
+    close(servers(states), servers(play("fedavg", "plain", weighting="uniform")))
+
+
+def test_fmls_models_learn_from_each_other():
+    """Each loss alone couples one way."""
+    alone = play("fml", "plain", alpha=1.0, beta=1.0)[0]
+    taught = play("fml", "plain", alpha=0.5, beta=1.0)[0]
+    close(taught.server, alone.server)
+    assert not np.allclose(
+        taught.clients.variables["params"]["body"]["kernel"][0], alone.clients.variables["params"]["body"]["kernel"][0]
+    )
+
+
+def test_fedproto_without_its_term_is_local_training():
+    states = play("fedproto", lam=0.0)
+    close(states[-1].clients.variables, play("local")[-1].clients.variables)
+    close(
+        play("fedproto", lam=2.0)[0].clients.variables, play("local")[0].clients.variables
+    )  # round 0 has no prototypes
+    assert not identical(play("fedproto", lam=2.0)[-1].clients.variables, states[-1].clients.variables)
+
+
+def test_fedproto_keeps_the_prototype_of_a_class_that_nobody_has_now():
+    """Client 3's only example is of one class; the others' prototypes stay, bit for bit."""
+    before = play("fedproto")[-1]
+    _, round = build("fedproto")
+    after, _ = round(before, toy.cohort([3]), jax.random.key(toy.KEY))
+    (c,) = toy.rows()[3][1]
+    others = [j for j in range(toy.CLASSES) if j != c]
+    assert np.all(before.server.has)
+    np.testing.assert_array_equal(after.server.mean[np.array(others)], before.server.mean[others])
+    assert not np.array_equal(after.server.mean[c], before.server.mean[c])
+
+
+def test_silobn_is_fedavg_with_local_statistics():
+    close(play("silobn"), play("fedavg", "statistics local"))
+
+
+@pytest.mark.parametrize("retrain", ["federated", "local"])
+def test_crt_is_fedavg_before_its_second_stage(retrain):
+    close(servers(play("crt", start=2, retrain=retrain)[:2]), servers(play("fedavg")[:2]))
+    close(servers(play("crt", start=4, retrain=retrain)), servers(play("fedavg")))
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "reference"])
+def test_crts_backbone_rests(fidelity):
+    """Bit for bit; only the released code's running statistics drift."""
+    states = play("crt", start=2, fidelity=fidelity)
+    first, last = states[1].server.variables, states[-1].server.variables
+    for layer in ("body", "norm"):
+        assert identical(first["params"][layer], last["params"][layer])
+    assert identical(first["batch_stats"], last["batch_stats"]) == (fidelity == "paper")
+    assert not identical(first["params"]["head"], last["params"]["head"])
+
+
+def test_crts_new_classifier_starts_anew_when_it_can():
+    """Where all uploads of the first such round are lost, in the next one."""
+    algorithm, round = build("crt", start=1)
+    lost, key = ((), toy.ROUNDS[1][0]), jax.random.key(toy.KEY)
+    state = algorithm.init(toy.variables(), toy.N)
+    state, _ = round(state, toy.cohort(ROUNDS[0][0]), key)
+    state, _ = round(state, toy.cohort(lost[1], lost[1]), key)
+    assert not state.server.restarted
+    trained = state.server.variables
+    other = tree.merge(trained, {"params": {"head": tree.scale(3, trained["params"]["head"])}})
+    found = [
+        jax.device_get(
+            round(state._replace(server=state.server._replace(variables=w)), toy.cohort(ROUNDS[2][0]), key)[0]
+        )
+        for w in (trained, other)
+    ]
+    assert found[0].server.restarted
+    close(found[0].server, found[1].server)  # whatever the old classifier was
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("fml", (4,), "config.method: 'fml' needs one label an example or masks, found several labels"),
+        ("fedproto", (4,), "config.method: 'fedproto' needs one label an example, found several"),
+        ("crt", (4, 4), "config.method: 'crt' needs one label an example, found several or masks"),
+    ],
+)
+def test_methods_that_need_one_label(name, labels, message):
+    cohort = toy.cohort(ROUNDS[0][0])
+    y = jnp.zeros((*cohort.data.y.shape, *labels), jnp.int32)
+    algorithm = algorithms.build(name, toy.training())
+    state = algorithm.init(toy.variables(), toy.N)
+    with pytest.raises(UserError) as error:
+        algorithm.round(state, cohort._replace(data=cohort.data._replace(y=y)), jax.random.key(0))
+    assert str(error.value) == message
+    with pytest.raises(UserError, match=f"'{name}' needs one label an example.*, and no label-mask model"):
+        algorithms.build(name, toy.training(network=None))
+
+
+def test_tau_norm():
+    """tau = 1: every class's weights have length 1. It trains as FedAvg does, and leaves out the bias."""
+    algorithm, _ = build("crt", classifier="normalise", tau=1.0)
+    state = play("crt", classifier="normalise", tau=1.0)[-1]
+    fedavg = play("fedavg")[-1].server.variables
+    close(state.server.variables, fedavg)
+    for used in (algorithm.global_model(state.server), toy.models(algorithm, state)[6]):
+        head = fedavg["params"]["head"]["kernel"]
+        close(used["params"]["head"]["kernel"], head / np.linalg.norm(head, axis=0))
+        assert np.all(used["params"]["head"]["bias"] == 0)
+        close(used["params"]["body"], fedavg["params"]["body"])
+    half = build("crt", classifier="normalise", tau=0.5)[0].global_model(state.server)["params"]["head"]["kernel"]
+    close(half, head / np.sqrt(np.linalg.norm(head, axis=0)))
+
+
 # -- SCAFFOLD -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +296,9 @@ def test_fedbn_is_fedavg_with_the_policy_local():
         "fedper",
         "ditto",
         "fedlgt",
+        "fml",
+        "silobn",
+        "crt",
     ],
 )
 def test_the_batch_norm_policy_reaches_every_method_that_shares_a_model(name):

@@ -107,3 +107,17 @@ def test_batch_norm_is_found_by_structure():
     variables = {"params": {"block": {"x": one, "bn": one}}, "batch_stats": {"block": {"x": two}}}
     found, _ = tree.split(variables, tree.batch_norm(variables))
     assert names(found) == {"block.x.scale", "block.x.bias", "block.x.mean", "block.x.var"}
+
+
+def test_together():
+    """Models put together come out as they were, whichever collections they have."""
+    one = {"params": {"w": jnp.ones(2)}, "batch_stats": {"m": jnp.zeros(1)}}
+    two = {"params": {"w": jnp.zeros(3)}}
+    both = tree.together(one=one, two=two)
+    assert jax.tree.structure(both) == jax.tree.structure(
+        {"params": {"one": one["params"], "two": two["params"]}, "batch_stats": {"one": one["batch_stats"]}}
+    )
+    for name, model in (("one", one), ("two", two)):
+        found = tree.member(both, name)
+        assert jax.tree.structure(found) == jax.tree.structure(model)
+        jax.tree.map(np.testing.assert_array_equal, found, model)

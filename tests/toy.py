@@ -14,12 +14,13 @@ import numpy as np
 from flax import traverse_util
 from jax import Array
 
-from fedjax_pfl import local
+from fedjax_pfl import local, score
 from fedjax_pfl.core import Algorithm, ClientData, Cohort, State, Variables
-from fedjax_pfl.local import Batch, LabelMask, Training
+from fedjax_pfl.local import Batch, LabelMask, Network, Training
 from fedjax_pfl.models.ctran import UNKNOWN, draw_states
 from fedjax_pfl.models.layers import BatchNorm, Dense
 
+VALIDATION = (5, 3, 4, 6, 2, 7, 4)
 COUNTS = (11, 3, 7, 1, 9, 8, 6)  # one smaller than a batch, one a single example, one a multiple of the batch
 N, FEATURES, HIDDEN, CLASSES, BATCH = len(COUNTS), 5, 6, 3, 4
 PAD = N  # the id of a padding row
@@ -44,11 +45,15 @@ class Net(nn.Module):
     batch_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+    def features_and_logits(self, x: Array, train: bool = False, mask: Array | None = None) -> tuple[Array, Array]:
         x = Dense(HIDDEN, name="body")(x)
         if self.batch_norm:
             x = BatchNorm(name="norm")(x, train, mask)
-        return Dense(CLASSES, name="head")(nn.relu(x))
+        x = nn.relu(x)
+        return x, Dense(CLASSES, name="head")(x)
+
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        return self.features_and_logits(x, train, mask)[1]
 
 
 def variables(batch_norm: bool = True, dtype: Any = np.float64) -> Variables:
@@ -77,6 +82,13 @@ def rows(counts: tuple[int, ...] = COUNTS) -> tuple[tuple[np.ndarray, np.ndarray
     )
 
 
+@functools.cache
+def validation() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The same of each client's validation examples, from a generator of their own."""
+    rng = np.random.default_rng(4)
+    return tuple((rng.normal(0, 2.0, (n, FEATURES)), rng.integers(0, CLASSES, n).astype(np.int32)) for n in VALIDATION)
+
+
 def cohort(
     ids: Sequence[int],
     lost: Sequence[int] = (),
@@ -87,7 +99,13 @@ def cohort(
 ) -> Cohort:
     """The cohort of these clients, of `data` or else of `rows()`; padding holds numbers that would be noticed."""
     data = rows() if data is None else data
-    n_max = n_max or max(len(y) for _, y in data)
+    padded = _padded(ids, data, n_max or max(len(y) for _, y in data), dtype)
+    padded = padded._replace(validation=_padded(ids, validation(), max(VALIDATION), dtype))
+    weight = np.where(np.isin(ids, lost), 0, padded.count).astype(np.float32)
+    return Cohort(padded.id, jnp.asarray(weight), padded)
+
+
+def _padded(ids: Sequence[int], data: Sequence[tuple[np.ndarray, np.ndarray]], n_max: int, dtype: Any) -> ClientData:
     x = np.full((len(ids), n_max, FEATURES), 100.0, dtype)
     y = np.full((len(ids), n_max), CLASSES - 1, np.int32)
     counts = np.zeros(len(ids), np.int32)
@@ -95,12 +113,8 @@ def cohort(
         if k < len(data):
             counts[i] = len(data[k][1])
             x[i, : counts[i]], y[i, : counts[i]] = data[k]
-    weight = np.where(np.isin(ids, lost), 0, counts).astype(np.float32)
-    ids_ = jnp.asarray(ids, jnp.int32)
     noise = jnp.zeros(len(ids), jnp.float32)
-    return Cohort(
-        ids_, jnp.asarray(weight), ClientData(ids_, jnp.asarray(counts), jnp.asarray(x), jnp.asarray(y), noise)
-    )
+    return ClientData(jnp.asarray(ids, jnp.int32), jnp.asarray(counts), jnp.asarray(x), jnp.asarray(y), noise)
 
 
 def loss_of(net: nn.Module) -> local.Loss:
@@ -137,6 +151,35 @@ def label_mask_of(net: nn.Module, table: bool = True) -> LabelMask:
     return LabelMask(loss, logits, (lambda variables, data: logits(variables, data.x)) if table else None)
 
 
+def network_of(net: nn.Module) -> Network:
+    """`net` as methods that read features or logits see it; its loss is `loss_of`'s, its inputs are as stored."""
+
+    def train(variables: Variables, x: Array, mask: Array, key: Array) -> tuple[Array, Array, Any]:
+        method, mutable = "features_and_logits", ["batch_stats"]
+        (features, logits), changed = net.apply(variables, x, train=True, mask=mask, mutable=mutable, method=method)
+        return features, logits, changed
+
+    def over_batch(each: Array, mask: Array) -> Array:
+        return jnp.sum(jnp.where(mask, each, jnp.zeros_like(each))) / jnp.maximum(jnp.sum(mask.astype(each.dtype)), 1)
+
+    def loss(logits: Array, y: Array) -> Array:
+        return -jax.nn.log_softmax(logits)[y]
+
+    def objective(logits: Array, y: Array, mask: Array, key: Array) -> Array:
+        return over_batch(jax.vmap(loss)(logits, y), mask)
+
+    return Network(
+        inputs=lambda batch, key: (batch.x, batch.y),
+        train=train,
+        evaluate=lambda variables, x: net.apply(variables, x, method="features_and_logits"),
+        plain=lambda x, noise, key: x,
+        objective=objective,
+        loss=loss,
+        over_batch=over_batch,
+        classes=CLASSES,
+    )
+
+
 def rate(round: int) -> float:
     """The learning rate of a round in plain Python; the same as `training`'s schedule."""
     return 0.1 * 0.5 ** (round // 2)
@@ -149,12 +192,16 @@ def training(net: nn.Module | None = None, solver: dict[str, float] = SOLVER, **
     fields: dict[str, Any] = {
         "loss": loss_of(net or Net()),
         "label_mask": label_mask_of(net or Net()),
+        "network": network_of(net or Net()),
+        "counts": tuple(int(n) for n in np.bincount(np.concatenate([y for _, y in rows()]), minlength=CLASSES)),
         "layers": LAYERS,
         "lr": local.schedule("step", 0.1, rounds=len(ROUNDS), every=2, factor=0.5),
         "optimizer": local.optimizer(lambda: local.sgd(momentum, nesterov), **solver),
         "epochs": 2,
         "batch_size": BATCH,
         "how": "map",
+        "rounds": len(ROUNDS),
+        "score": score.build(network_of(net or Net()), score.metric("single"), batch_size=4),
     }
     return Training(**{**fields, **changes})
 

@@ -7,6 +7,7 @@ from fedjax_pfl import registry
 from fedjax_pfl.algorithms.baselines.centralised import centralised
 from fedjax_pfl.algorithms.baselines.finetune import finetune
 from fedjax_pfl.algorithms.baselines.local_only import local_only
+from fedjax_pfl.algorithms.imbalance.crt import crt
 from fedjax_pfl.algorithms.multilabel.fedlgt import fedlgt
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
@@ -15,6 +16,10 @@ from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.ditto import ditto
 from fedjax_pfl.algorithms.personal.fedbn import fedbn
 from fedjax_pfl.algorithms.personal.fedper import fedper
+from fedjax_pfl.algorithms.personal.fedproto import fedproto
+from fedjax_pfl.algorithms.personal.fml import fml
+from fedjax_pfl.algorithms.personal.prrfl import prrfl
+from fedjax_pfl.algorithms.personal.silobn import silobn
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.local import Training
 
@@ -30,9 +35,14 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "fedbn": fedbn,
+    "silobn": silobn,
     "fedper": fedper,
     "ditto": ditto,
+    "fml": fml,
+    "fedproto": fedproto,
+    "crt": crt,
     "fedlgt": fedlgt,
+    "prrfl": prrfl,
 }
 
 

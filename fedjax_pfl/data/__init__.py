@@ -17,6 +17,7 @@ from fedjax_pfl.data import (
     ham10000,
     medmnist,
     npz,
+    prostate,
     tfds,
     voc,
 )
@@ -43,6 +44,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "voc": voc.voc,
     "digit_scenes": digit_scenes.digit_scenes,
     "flair": flair.flair,
+    "prostate": prostate.prostate,
 }
 
 

@@ -32,7 +32,7 @@ def npz(
       client, site   the natural client of each row: integers (below 0: row not used) or strings
       split          the given split of each row: words, or integers that count through `split_names`
       group          rows with one value stay in one split (a patient); below 0: a row by itself
-      class_names, client_names (or <key>_names)
+      class_names, client_names (or <key>_names; of another key than 'y', where 'y' is there too, only these)
 
     Args:
         path: the file.
@@ -44,8 +44,9 @@ def npz(
         group: key of the groups.
         classes: number of classes; 0 = from `class_names`, else the largest label + 1.
         threshold: of masks stored as grey values: class 1 from this value up, class 0 below; 0 = values are classes.
-        size: height and width to resize images to (not masks): means of blocks where it divides, else bicubic; the
-            aspect ratio is not kept; 0 = as stored.
+        size: height and width to resize images to: means of blocks where it divides, else bicubic; so are masks of grey
+            values (`threshold`) before it is applied, masks of classes by nearest neighbour. The aspect ratio is not
+            kept; 0 = as stored.
         val: what `x_val` (or `x_validation`) is: 'validation' or, of files without a test part, 'test'.
 
     Raises:
@@ -72,16 +73,22 @@ def npz(
     rows = inputs(together(pieces, lengths, f"{where} '{x}'"), f"{where} '{x}'")
     n = len(rows)
     labels = read(y)
+    if size and rows.ndim != 4:
+        raise UserError(
+            f"config.data.npz.size: {size} is for images, but {file.path} has inputs of shape {rows.shape}; set it to 0"
+        )
+    if size and labels.ndim > 2 and labels.shape[:3] == rows.shape[:3]:
+        grey = labels.reshape(*rows.shape[:3], -1)
+        labels = (
+            images.resize(grey.astype(np.float32), size)[..., 0] if threshold else images.nearest(grey[..., 0], size)
+        )
+    if size:
+        rows = images.resize(rows, size)
     if threshold:
         labels = labels >= threshold
-    labels, task, class_names = targets(
-        labels, rows, f"{where} '{y}'", file.words("class_names"), classes or 2 * bool(threshold)
-    )
-    if size:
-        if rows.ndim != 4 or task == "mask":
-            found = "masks as labels" if task == "mask" else f"inputs of shape {rows.shape}"
-            raise UserError(f"config.data.npz.size: {size} is for images, but {file.path} has {found}; set it to 0")
-        rows = images.resize(rows, size)
+    # In a file with labels `y` besides, `class_names` are theirs.
+    names = file.words(f"{y}_names") or (file.words("class_names") if y == "y" or "y" not in file else ())
+    labels, task, class_names = targets(labels, rows, f"{where} '{y}'", names, classes or 2 * bool(threshold))
     given = None
     if parts:
         given = np.repeat([WORDS[val] if PARTS[part] == VALIDATION else PARTS[part] for part in parts], lengths)

@@ -1,4 +1,7 @@
-"""Flax models, by name. Each takes images [B, H, W, C] (the MLP anything) and returns logits; see `layers.Classifier`."""
+"""Flax models, by name. Each takes images [B, H, W, C] (the MLP anything) and returns logits; see `layers.Classifier`.
+
+Those that return a class for every pixel are `layers.Segmenter`s.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +9,11 @@ from typing import Any
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.models.cnn import cnn_digit, cnn_niid, cnn_pfl
 from fedjax_pfl.models.ctran import LABELS, POSITIONS, STATES, ctran
+from fedjax_pfl.models.deeplab import deeplab_resnet18
 from fedjax_pfl.models.layers import NORMS, Classifier
 from fedjax_pfl.models.mlp import mlp
 from fedjax_pfl.models.resnet import STEMS, resnet8, resnet18, resnet20, resnet32, resnet34, resnet50, resnet101
+from fedjax_pfl.models.unet import unet
 from fedjax_pfl.models.vgg import vgg16_slim
 from fedjax_pfl.registry import lookup, options
 
@@ -26,6 +31,8 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet101": resnet101,
+    "unet": unet,
+    "deeplab_resnet18": deeplab_resnet18,
     "ctran": ctran,
 }
 

@@ -42,30 +42,52 @@ def _pad_pairs(padding: Padding, size: Sequence[int], window: Sequence[int], str
     return (rows[0], rows[1]), (columns[0], columns[1])
 
 
-def conv_xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
-    """XLA's own convolution: x [B, H, W, I], kernel [kh, kw, I / groups, O] -> [B, H', W', O]."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
+def conv_xla(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Pairs,
+    groups: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
+    """XLA's own convolution: x [B, H, W, I], kernel [kh, kw, I / groups, O] -> [B, H', W', O].
+
+    `dilation`: pixels from one tap of the kernel to the next.
+    """
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=dimensions, feature_group_count=groups
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
-def _patches(x: jax.Array, window: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
+def _patches(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], dilation: int = 1) -> list[jax.Array]:
     """The kh * kw shifted and strided slices [B, H', W', I] of x [B, H, W, I], in the order of the kernel's taps."""
     (kh, kw), (sh, sw), (b, h, w, c) = window, strides, x.shape
-    rows, columns = (h - kh) // sh, (w - kw) // sw
+    rows, columns = (h - 1 - (kh - 1) * dilation) // sh, (w - 1 - (kw - 1) * dilation) // sw
     return [
         lax.slice(x, (0, i, j, 0), (b, i + rows * sh + 1, j + columns * sw + 1, c), (1, sh, sw, 1))
-        for i in range(kh)
-        for j in range(kw)
+        for i in range(0, kh * dilation, dilation)
+        for j in range(0, kw * dilation, dilation)
     ]
 
 
-def conv_gemm(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
+def conv_gemm(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Pairs,
+    groups: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
     """The same as `conv_xla`, as one matrix product over shifted slices of `x`."""
     kh, kw, fan, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    patches = jnp.stack(_patches(x, (kh, kw), strides), axis=3)  # [B, H', W', kh * kw, I]
+    patches = jnp.stack(_patches(x, (kh, kw), strides, dilation), axis=3)  # [B, H', W', kh * kw, I]
     outside = patches.shape[:3]
     if groups == 1:
         return (patches.reshape(-1, kh * kw * fan) @ kernel.reshape(-1, features)).reshape(*outside, features)
@@ -74,15 +96,24 @@ def conv_gemm(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding
     return y.reshape(*outside, features)
 
 
-def conv_eigen(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs, groups: int = 1) -> jax.Array:
+def conv_eigen(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Pairs,
+    groups: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
     """`conv_xla` such that XLA on a CPU gives it and both its gradients to Eigen, also inside of loops.
 
-    Where that can't be (groups, strides, padding wider than the kernel) or where a kernel is one pixel it is `conv_gemm`.
+    Where that can't be (groups, strides, dilation, padding wider than the kernel) or where a kernel is one pixel it is
+    `conv_gemm`.
     It has gradients of any order in reverse mode; `jax.jvp` of it is refused, `conv_gemm` and `conv_xla` have both.
     """
     kh, kw = kernel.shape[:2]
-    if groups > 1 or strides != (1, 1) or (kh, kw) == (1, 1) or max(padding[0]) >= kh or max(padding[1]) >= kw:
-        return conv_gemm(x, kernel, strides, padding, groups)
+    simple = groups == 1 and dilation == 1 and strides == (1, 1) and (kh, kw) != (1, 1)
+    if not simple or max(padding[0]) >= kh or max(padding[1]) >= kw:
+        return conv_gemm(x, kernel, strides, padding, groups, dilation)
     return _conv(x, kernel, padding)
 
 
@@ -169,6 +200,7 @@ class Conv(nn.Module):
         padding: 'SAME', 'VALID', one number for all sides, (rows, columns), or ((top, bottom), (left, right)).
             PyTorch's `padding=1` is `1`; 'SAME' differs from it at stride 2.
         groups: input and output channels are split into so many groups that don't mix.
+        dilation: pixels from one tap of the kernel to the next.
         use_bias: whether to add `bias`.
         kernel_init: initialiser of the kernel; PyTorch's default.
         bias_init: initialiser of the bias; None for PyTorch's default, which depends on the kernel's size.
@@ -180,6 +212,7 @@ class Conv(nn.Module):
     strides: int | tuple[int, int] = 1
     padding: Padding = "SAME"
     groups: int = 1
+    dilation: int = 1
     use_bias: bool = True
     kernel_init: Callable[..., jax.Array] = torch_kernel_init
     bias_init: Callable[..., jax.Array] | None = None
@@ -195,9 +228,10 @@ class Conv(nn.Module):
         kh, kw = self.kernel_size
         fan = x.shape[-1] // self.groups
         strides = _pair(self.strides)
-        padding = _pad_pairs(self.padding, x.shape[1:3], (kh, kw), strides)
+        extent = ((kh - 1) * self.dilation + 1, (kw - 1) * self.dilation + 1)
+        padding = _pad_pairs(self.padding, x.shape[1:3], extent, strides)
         kernel = self.param("kernel", self.kernel_init, (kh, kw, fan, self.features), jnp.float32)
-        y = _implementation(self.impl, x, self.features)(x, kernel, strides, padding, self.groups)
+        y = _implementation(self.impl, x, self.features)(x, kernel, strides, padding, self.groups, self.dilation)
         y = y if pool == 1 else max_pool(y, pool)
         if self.use_bias:
             bias_init = self.bias_init or torch_bias_init(kh * kw * fan)

@@ -39,6 +39,7 @@ class Block(nn.Module):
     Attributes:
         width: channels of the convolutions.
         stride: of the 3x3 convolution that has it.
+        dilation: of the 3x3 convolutions.
         bottleneck: which of the two.
         projection: shortcuts that change shape are a `Projection`; otherwise every `stride`-th position with zero
             channels on both sides (option A).
@@ -51,6 +52,7 @@ class Block(nn.Module):
     projection: bool
     conv: Module
     norm: Module
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
@@ -60,7 +62,9 @@ class Block(nn.Module):
         plan = [(w, 1, 1), (w, 3, s), (4 * w, 1, 1)] if self.bottleneck else [(w, 3, s), (w, 3, 1)]
         y = x
         for i, (features, size, stride) in enumerate(plan, start=1):
-            y = self.conv(features, (size, size), strides=stride, padding=size // 2, name=f"conv{i}")(y)
+            apart = self.dilation if size > 1 else 1
+            options = dict(strides=stride, padding=apart * (size // 2), dilation=apart)
+            y = self.conv(features, (size, size), **options, name=f"conv{i}")(y)
             y = self.norm(name=f"bn{i}")(y, train, mask)
             if i < len(plan):
                 y = nn.relu(y)
@@ -77,16 +81,19 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks `0`, `1`, ... of one width; the first has the stride."""
+    """Blocks `0`, `1`, ... of one width; the first has the stride, and the dilation of what came before."""
 
     blocks: int
     stride: int
     block: Module
+    before: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         for i in range(self.blocks):
-            x = self.block(stride=self.stride if i == 0 else 1, name=str(i))(x, train, mask)
+            stride, dilation = (self.stride, self.before) if i == 0 else (1, self.dilation)
+            x = self.block(stride=stride, dilation=dilation, name=str(i))(x, train, mask)
         return x
 
 
@@ -101,6 +108,8 @@ class ResNet(Classifier):
         impl: of the convolutions.
         width: channels of the first stage.
         option_a: the CIFAR network of the paper's section 4.2: shortcuts without parameters, classifier `linear`.
+        output_stride: the image shrinks by no more than this; later stages are dilated in place of strided, with the same
+            parameters (DeepLab, arXiv 1706.05587, section 3.2). None: all strides.
     """
 
     blocks: tuple[int, ...]
@@ -110,6 +119,7 @@ class ResNet(Classifier):
     impl: str
     width: int = 64
     option_a: bool = False
+    output_stride: int | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -128,8 +138,13 @@ class ResNet(Classifier):
         else:
             self.conv1 = conv(self.width, (3, 3), padding=1)
         self.bn1 = make_norm()
+        shrunk, dilation = 4 if self.stem == "imagenet" else 1, 1
         for s, blocks in enumerate(self.blocks):
-            stage = Stage(blocks, 1 if s == 0 else 2, partial(block, width=self.width * 2**s))
+            stride, before = 1 if s == 0 else 2, dilation
+            if self.output_stride is not None and shrunk * stride > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            shrunk *= stride
+            stage = Stage(blocks, stride, partial(block, width=self.width * 2**s), before, dilation)
             setattr(self, f"layer{s + 1}", stage)
         if self.option_a:
             self.linear = Dense(self.num_classes, kernel_init=HE_IN)

@@ -3,24 +3,11 @@
 import flax.linen as nn
 import jax
 
-from fedjax_pfl.models.conv import Conv, max_pool
-from fedjax_pfl.models.layers import Classifier, Dense, DenseNormReLU, check_images, norm
+from fedjax_pfl.models.conv import max_pool
+from fedjax_pfl.models.layers import Classifier, ConvNormReLU, Dense, DenseNormReLU, check_images
 
 # Output channels of each convolution, by block, in units of the width of the first.
 BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (4, 4, 4), (8, 8, 8))
-
-
-class ConvNormReLU(nn.Module):
-    """`conv` 3x3 without bias, `bn`, ReLU."""
-
-    features: int
-    norm: str
-    impl: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
-        x = Conv(self.features, (3, 3), padding=1, use_bias=False, impl=self.impl, name="conv")(x)
-        return nn.relu(norm(self.norm)(name="bn")(x, train, mask))
 
 
 class VGGBlock(nn.Module):

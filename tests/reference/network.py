@@ -33,14 +33,26 @@ def statistics(model):
     return {name: value for name, value in model.items() if name in STATISTICS}
 
 
-def train_batch(model, x, y):
-    """Training mode on one batch of real rows: mean loss, its gradient, and the new running statistics."""
-    n, rows = len(y), np.arange(len(y))
+class Pass(NamedTuple):
+    """What the forward pass of a batch in training mode leaves for the backward pass."""
+
+    x: np.ndarray
+    normalised: np.ndarray | None
+    scale: np.ndarray | None  # batch norm's divisor
+    b: np.ndarray  # before the relu
+    features: np.ndarray  # after it
+    logits: np.ndarray
+
+
+def forward(model, x):
+    """Training mode on one batch of real rows: what it computed, and the new running statistics."""
+    n = len(x)
     a = x @ model["body.kernel"] + model["body.bias"]
-    changed = {}
+    changed, normalised, scale = {}, None, None
     if "norm.scale" in model:
         mean, var = a.mean(0), a.var(0)  # biased
-        normalised = (a - mean) / np.sqrt(var + EPS)
+        scale = np.sqrt(var + EPS)
+        normalised = (a - mean) / scale
         b = model["norm.scale"] * normalised + model["norm.bias"]
         # The running variance is unbiased; one row has none, and leaves it.
         unbiased = var * n / (n - 1) if n > 1 else model["norm.var"]
@@ -49,27 +61,45 @@ def train_batch(model, x, y):
     else:
         b = a
     h = np.maximum(b, 0)
-    z = h @ model["head.kernel"] + model["head.bias"]
-    z = z - z.max(1, keepdims=True)
-    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
-    loss = -log_p[rows, y].mean()
+    return Pass(x, normalised, scale, b, h, h @ model["head.kernel"] + model["head.bias"]), changed
 
-    grad = {}
-    d_z = np.exp(log_p)
-    d_z[rows, y] -= 1
-    d_z /= n
-    grad["head.kernel"], grad["head.bias"] = h.T @ d_z, d_z.sum(0)
-    d_b = (d_z @ model["head.kernel"].T) * (b > 0)
+
+def backward(model, seen, d_z, d_h=0):
+    """The gradient of a loss with the gradients `d_z` by the logits and `d_h` by the features, besides through the logits."""
+    grad = {"head.kernel": seen.features.T @ d_z, "head.bias": d_z.sum(0)}
+    d_b = (d_z @ model["head.kernel"].T + d_h) * (seen.b > 0)
     if "norm.scale" in model:
-        grad["norm.scale"], grad["norm.bias"] = (d_b * normalised).sum(0), d_b.sum(0)
+        grad["norm.scale"], grad["norm.bias"] = (d_b * seen.normalised).sum(0), d_b.sum(0)
         d_normalised = d_b * model["norm.scale"]
         # mean and var depend on a as well
-        d_a = d_normalised - d_normalised.mean(0) - normalised * (d_normalised * normalised).mean(0)
-        d_a /= np.sqrt(var + EPS)
+        d_a = d_normalised - d_normalised.mean(0) - seen.normalised * (d_normalised * seen.normalised).mean(0)
+        d_a /= seen.scale
     else:
         d_a = d_b
-    grad["body.kernel"], grad["body.bias"] = x.T @ d_a, d_a.sum(0)
-    return loss, grad, changed
+    grad["body.kernel"], grad["body.bias"] = seen.x.T @ d_a, d_a.sum(0)
+    return grad
+
+
+def log_softmax(z):
+    """Over the last axis."""
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def cross_entropy(z, y):
+    """Mean over the rows of -log p_y, and its gradient by the logits z."""
+    n, rows = len(y), np.arange(len(y))
+    log_p = log_softmax(z)
+    d_z = np.exp(log_p)
+    d_z[rows, y] -= 1
+    return -log_p[rows, y].mean(), d_z / n
+
+
+def train_batch(model, x, y):
+    """Training mode on one batch of real rows: mean loss, its gradient, and the new running statistics."""
+    seen, changed = forward(model, x)
+    loss, d_z = cross_entropy(seen.logits, y)
+    return loss, backward(model, seen, d_z), changed
 
 
 def predict(model, x):
