@@ -424,7 +424,7 @@ def get_config() -> ConfigDict:
         inference="head",  # head | prototype (the nearest one)
     )
     config.crt = dict(
-        start=40,  # rounds of FedAvg; the rest trains a new classifier on the frozen backbone
+        start=15,  # rounds of FedAvg; the rest trains a new classifier on the frozen backbone
         classifier="retrain",  # retrain (cRT) | normalise (tau-norm: FedAvg all along, each class's weights scaled)
         retrain="federated",  # the new classifier: federated | local (each client's own)
         sampler="class_balanced",  # of the second stage, see client.sampler
@@ -460,7 +460,7 @@ def get_config() -> ConfigDict:
         temperature=1.0,  # of the distillation
         optimizer="fresh",  # fresh each round | kept
         beta=0.8,  # exponent of CPA's mitigation of frequent classes
-        tau=3.0,  # of CPA's refinement, more than 1
+        tau=3.0,  # of CPA's refinement, at least 1
         start=15,  # first round with refinement
         prototype="feature",  # feature | logit
         global_prototype="gaussian",  # gaussian | avg

@@ -10,6 +10,19 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "local": {"method": "local"},
     "fedavg": {"method": "fedavg"},
     "fedbn": {"method": "fedbn"},
+    # PRR-FL as its segmentation script has it: half of the cross entropy with prototypes, softmax maps that are drawn together
+    "prrfl": {
+        "method": "prrfl",
+        "prrfl.cpa_weight": 0.5,
+        "prrfl.plain_weight": 1.0,
+        "loss.dice_cross_entropy.cross_entropy_weight": 0.5,
+        "prrfl.distill": "mse",
+        "prrfl.distill_weight": 10.0,
+        "prrfl.tau": 1.0,
+        "prrfl.start": 1,
+        "prrfl.global_prototype": "avg",
+        "prrfl.classwise": False,
+    },
 }
 
 
@@ -34,6 +47,7 @@ def small(config: ConfigDict) -> None:
     config.augment.mean = (0.5,)
     config.augment.std = (0.25,)
     config.eval.batch_size = 32
+    config.eval.tuned = "never"
 
 
 def variant(config: ConfigDict, word: str) -> ConfigDict:

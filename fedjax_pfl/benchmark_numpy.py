@@ -11,6 +11,8 @@ from fedjax_pfl import tree
 def pfa(stacked: Any, rate: float, classifier: str, *, paper: bool, half: bool = False) -> dict[str, Any]:
     """Version 2 of PFA with equal weights, by the paper or as the released code has it (see `fourier.pfa`).
 
+    Without the paper's exception: phases that cancel out leave that of a rounding error.
+
     Args:
         half: transform by `rfft2`, half a spectrum; the paper's arithmetic only.
     """

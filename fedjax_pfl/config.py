@@ -219,7 +219,7 @@ def build_loss(config: Any, federation: Federation, trainers: int) -> losses.Los
     """
     name = config.loss.name or losses.BY_TASK[federation.task][0]
     options = dict(config.loss[name])
-    if federation.task == "single" and "counts" in registry.options(losses.LOSSES[name]):
+    if federation.task == "single" and losses.takes(losses.LOSSES[name], "counts"):
         options["counts"] = class_counts(federation, trainers)
     if federation.task == "multi" and options.get("weighting") == "inverse_frequency":
         rows = np.concatenate(federation.train)
@@ -230,8 +230,9 @@ def build_loss(config: Any, federation: Federation, trainers: int) -> losses.Los
 def build_training(config: Any, problem: Problem, federation: Federation, trainers: int) -> Training:
     """How a client trains, as a config says; the classes are counted over the clients that train."""
     client, network = config.client, problem.network
-    scored = network is not None and (federation.task in score.METRICS or config.score.metric or config.eval.retrogress)
-    scores = score.build(network, score.metric(federation.task, config.score.metric)) if scored else None
+    scores = None
+    if network is not None and (federation.task in score.METRICS or config.score.metric or config.eval.retrogress):
+        scores = score.build(network, score.metric(federation.task, config.score.metric))
     if config.eval.retrogress and scores is None:
         raise UserError("config.eval.retrogress: not possible with a label-mask model")
     direction = partial(OPTIMIZERS[client.optimizer], **dict(client[client.optimizer]))

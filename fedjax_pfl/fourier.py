@@ -39,11 +39,13 @@ def rates(rounds: int, *, r0: float = 0.7, final: float = 0.95) -> Float[np.ndar
 
 
 def bounds(n: int, rates: Sequence[float] | np.ndarray) -> Int[np.ndarray, " T"]:
-    """b_a = floor(n r_a / 2), the first frequency of an axis of length n that isn't shared, or the last that is.
+    """b_a = floor(n r_a / 2): of an axis of length n, frequencies up to b_a are shared (see `pfa`).
 
-    Made on the host in float64: on a device, in float32, n r_a / 2 may fall short of a whole number.
+    Made on the host: on a device, in float32, n r_a / 2 falls short of a whole number more often than in float64, where what
+    is within a rounding error of one counts as one. (The released code doesn't look: of an axis of length 600 it shares one
+    frequency less in some rounds of 50. For its own network it makes no difference.)
     """
-    return np.floor(n * np.asarray(rates, np.float64) / 2).astype(np.int32)
+    return np.floor(n * np.asarray(rates, np.float64) / 2 + 1e-9).astype(np.int32)
 
 
 def pfa(
@@ -244,8 +246,8 @@ def _exchange(
 ) -> list[Float[Array, "K ..."]]:
     """All kernels of one matrix shape, with the masked part of their spectra replaced by what the clients agree on.
 
-    One client after the other, twice: a third transform of each is cheaper than to keep all clients' spectra, and what
-    this needs besides input and output doesn't grow with the number of clients.
+    One client after the other, twice: on a CPU a second forward transform takes no longer than keeping all clients' spectra
+    would, and so what this needs besides input and output doesn't grow with the number of clients.
     """
     p = p.astype(view.dtype)
     zero = jnp.zeros((len(leaves), view.rows, view.frequencies), view.dtype)

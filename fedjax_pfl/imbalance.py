@@ -82,13 +82,13 @@ def weigh(
 def focal(
     logits: jax.Array,
     label: Label,
+    counts: Sequence[int] = (),
     *,
     gamma: float = 2.0,
     weighting: str = "none",
     weights: Sequence[float] = (),
     beta: float = 0.9999,
     reduction: str = "mean",
-    counts: Sequence[int] = (),
 ) -> jax.Array | Weighted:
     """Focal loss in its softmax form, -alpha_y (1 - p_y)^gamma log p_y. Lin et al., ICCV 2017, arXiv 1708.02002.
 
@@ -121,11 +121,11 @@ def equalization(
     logits: jax.Array,
     label: Label,
     key: jax.Array | None = None,
+    counts: Sequence[int] = (),
     *,
     form: str = "softmax",
     threshold: float = 0.00177,
     gamma: float = 0.9,
-    counts: Sequence[int] = (),
 ) -> jax.Array:
     """Equalization loss: rare classes are not pushed down by examples of others. Tan et al., CVPR 2020, arXiv 2003.05176.
 
@@ -154,7 +154,7 @@ def equalization(
     return -jax.nn.log_softmax(jnp.where(spared, -jnp.inf, logits))[label]
 
 
-def seesaw(logits: jax.Array, label: Label, *, p: float = 0.8, q: float = 2.0, counts: Sequence[int] = ()) -> jax.Array:
+def seesaw(logits: jax.Array, label: Label, counts: Sequence[int] = (), *, p: float = 0.8, q: float = 2.0) -> jax.Array:
     """Seesaw loss, cross entropy on z_j + log S_ij with i the label and S_ii = 1. Wang et al., CVPR 2021, arXiv 2008.10032.
 
     S_ij = M_ij C_ij. Mitigation M_ij = min(1, n_j / n_i)^p: a rarer class is pushed down less. Compensation C_ij = max(1,
@@ -174,7 +174,7 @@ def seesaw(logits: jax.Array, label: Label, *, p: float = 0.8, q: float = 2.0, c
     return -jax.nn.log_softmax(logits + log_s)[label]
 
 
-def balanced_softmax(logits: jax.Array, label: Label, *, counts: Sequence[int] = ()) -> jax.Array:
+def balanced_softmax(logits: jax.Array, label: Label, counts: Sequence[int] = ()) -> jax.Array:
     """Cross entropy on z + log n: -log(n_y e^z_y / sum_j n_j e^z_j). Ren et al., NeurIPS 2020, arXiv 2007.10740.
 
     Prediction uses z. A class that never occurs has weight 0, unless it is the label (of a client that did not count).

@@ -14,7 +14,7 @@ from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.registry import lookup
 
 Loss = Callable[..., Any]
-"""(logits, target) -> the loss, or `imbalance.Weighted`; called with a third argument, a key, where it has one: `draws`."""
+"""(logits, target) -> the loss, or `imbalance.Weighted`; called with a key as well where it `takes` one."""
 
 REDUCTIONS = ("mean", "sum")
 WEIGHTINGS = ("none", "inverse_frequency", "given")
@@ -23,13 +23,13 @@ WEIGHTINGS = ("none", "inverse_frequency", "given")
 def cross_entropy(
     logits: jax.Array,
     label: jax.Array | int,
+    counts: Sequence[int] = (),
     *,
     label_smoothing: float = 0.0,
     weighting: str = "none",
     weights: Sequence[float] = (),
     beta: float = 0.9999,
     reduction: str = "weighted_mean",
-    counts: Sequence[int] = (),
 ) -> Any:
     """Cross entropy in nats of logits [C] with an integer label in 0..C-1: of the logits' dtype, or `imbalance.Weighted`.
 
@@ -37,7 +37,7 @@ def cross_entropy(
     one-hot target t by (1 - e) t + e / C (arXiv 1512.00567; as PyTorch).
 
     Args:
-        weighting, weights, beta, reduction, counts: class weights, see `imbalance.class_weights` and `imbalance.weigh`; a
+        counts, weighting, weights, beta, reduction: class weights, see `imbalance.class_weights` and `imbalance.weigh`; a
             smoothed loss is multiplied by the weight of its label.
 
     Raises:
@@ -203,6 +203,6 @@ def for_task(task: str, name: str = "", **options: Any) -> Loss:
     return partial(loss, **options)
 
 
-def draws(loss: Loss) -> bool:
-    """Whether the loss takes a key."""
-    return "key" in inspect.signature(loss).parameters
+def takes(loss: Loss, argument: str) -> bool:
+    """Whether the loss reads more than logits and target: a 'key', or the 'counts' of the classes' training examples."""
+    return argument in inspect.signature(loss).parameters

@@ -111,6 +111,75 @@ def compare(runs: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> boo
     return _save(figure, path)
 
 
+def retrogress(runs: Mapping[str, Sequence[Record]], path: Path, metric: str) -> bool:
+    """Draw what each communication takes from clients, a row of panels per method, a panel per client.
+
+    Each round is a line from the score before local training to the one after it; a red line goes down to the next round's
+    first score where the communication made the model worse, a grey one up where it made it better. A model that the client
+    keeps to itself is drawn besides, in one colour.
+
+    Args:
+        runs: for each label its records, with keys `curve/...` (config.eval.retrogress).
+        path: the PNG to write; its folder is made.
+        metric: name of the scores.
+
+    Returns:
+        Whether it was drawn: False where no record has such a key, or, with a line on standard error, without matplotlib.
+    """
+    drops = {name: drop for name, records in runs.items() if (drop := clients_of(records))}
+    if not drops:
+        return False
+    columns = min(max(len(clients) for clients in drops.values()), MAX_LINES)
+    figure = _figure((1.5 + 3.4 * columns, 0.8 + 2.5 * len(drops)))
+    if figure is None:
+        return False
+    panels = figure.subplots(len(drops), columns, squeeze=False, sharex=True, sharey=True)
+    for row, (name, clients) in zip(panels, drops.items(), strict=True):
+        for axes, client in zip(row, clients, strict=False):
+            _sawtooth(axes, runs[name], client)
+            axes.set_xlabel("round")
+            _dress(axes, f"{name}, client {client}", _words(metric))
+        for axes in row[len(clients) :]:
+            axes.set_axis_off()
+    _legend(panels[0][min(columns, len(next(iter(drops.values())))) - 1])
+    return _save(figure, path)
+
+
+def clients_of(records: Sequence[Record]) -> list[str]:
+    """The clients that have a curve in these records, in their order."""
+    prefixes = ("curve/received/client/", "curve/own_before/client/")
+    return list(dict.fromkeys(k.removeprefix(p) for r in records for p in prefixes for k in r if k.startswith(p)))
+
+
+def _sawtooth(axes: Any, records: Sequence[Record], client: str) -> None:
+    """One client's scores over the rounds, before and after local training, and the steps between rounds."""
+
+    def pairs(before: str, after: str) -> list[tuple[int, float, float]]:
+        keys = [f"curve/{field}/client/{client}" for field in (before, after)]
+        return [(r["round"], r[keys[0]], r[keys[1]]) for r in records if all(r.get(key) is not None for key in keys)]
+
+    shared, own = pairs("received", "trained"), pairs("own_before", "own_after")
+    for i, (round, before, after) in enumerate(shared):
+        label = "local training" if i == 0 else None
+        axes.plot(
+            [round - 0.7, round],
+            [before, after],
+            color=COLOURS[0],
+            linewidth=1.6,
+            marker="o",
+            markersize=2.5,
+            label=label,
+        )
+    steps = [(a[0], b[0] - 0.7, a[2], b[1]) for a, b in zip(shared, shared[1:], strict=False)]
+    for worse, colour, label in ((True, COLOURS[1], "communication, worse"), (False, GREY, "communication, better")):
+        chosen = [step for step in steps if (step[3] < step[2]) == worse]
+        for i, (x0, x1, y0, y1) in enumerate(chosen):
+            axes.plot([x0, x1], [y0, y1], color=colour, linewidth=1.4, linestyle=":", label=label if i == 0 else None)
+    if own:
+        points = [point for round, before, after in own for point in ((round - 0.7, before), (round, after))]
+        axes.plot(*zip(*points, strict=True), color=COLOURS[2], linewidth=1.6, label="personal model")
+
+
 def _over_rounds(axes: Any, records: Sequence[Record], metric: str) -> None:
     clients = {k.rsplit("/client/", 1)[1]: k for r in records for k in r if k.startswith(f"{metric}/client/")}
     curves = {client: curve(records, key) for client, key in clients.items()}

@@ -17,7 +17,7 @@ from fedjax_pfl.imbalance import Weighted
 from fedjax_pfl.local import Batch, LabelMask, Loss, Network
 from fedjax_pfl.models import weights
 from fedjax_pfl.models.ctran import UNKNOWN, LabelMaskTransformer, draw_states
-from fedjax_pfl.models.layers import Classifier
+from fedjax_pfl.models.layers import Classifier, Segmenter
 
 Remask = Callable[[Array, Array, Batch], Array]
 
@@ -105,8 +105,8 @@ def build(
         return total if summed else total / jnp.where(number > 0, number, jnp.ones_like(number))
 
     def objective(logits: Array, y: Array, mask: Array, key: Key[Array, ""]) -> Array:
-        keys = (jax.random.split(key, mask.shape[0]),) if losses.draws(loss) else ()
-        return over_batch(jax.vmap(loss)(logits, y, *keys), mask)
+        keys = {"key": jax.random.split(key, mask.shape[0])} if losses.takes(loss, "key") else {}
+        return over_batch(jax.vmap(loss)(logits, y, **keys), mask)
 
     def network_train(variables: Variables, x: Array, mask: Array, key: Key[Array, ""]) -> tuple[Array, Array, Any]:
         (features, logits), changed = model.apply(
@@ -162,6 +162,7 @@ def build(
             loss=loss,
             over_batch=over_batch,
             classes=model.num_classes,
+            width=_width(model, example.shape, dtype) if isinstance(model, Segmenter) else 0,
         )
         return Problem(model, init, batch_loss, predict, summed, network=network)
     if task != "multi":
@@ -177,6 +178,15 @@ def build(
         partial(_table, predict) if fixed else None,
     )
     return Problem(model, init, masked_loss, predict, summed, label_mask)
+
+
+def _width(model: Segmenter, shape: tuple[int, ...], dtype: Any) -> int:
+    """Channels of a segmentation network's maps."""
+
+    def maps(key: Array) -> Any:
+        return model.init_with_output(key, jnp.zeros((1, *shape), dtype), train=False, method="maps")[0]
+
+    return jax.eval_shape(maps, jax.random.key(0)).shape[-1]
 
 
 def _table(predict: Callable[..., Array], variables: Variables, data: ClientData, size: int = 64) -> Array:

@@ -47,7 +47,8 @@ def run(
     metrics: Sequence[str] | None = None,
     which: str = "best",
 ) -> str:
-    """Compare finished runs; write `report.md`, `report.csv`, `report_runs.csv` and `curves.png`.
+    """Compare finished runs; write `report.md`, `report.csv`, `report_runs.csv`, `curves.png` and, of runs with
+    config.eval.retrogress, `retrogress.png`.
 
     Runs of one `name` are the seeds of one method: their configs may differ in nothing else. Each row is a method's
     personal, tuned or global model, each number the mean ± standard deviation (ddof 1) over its seeds. `report.csv`
@@ -82,6 +83,8 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         if _draw(found, folder / "curves.png"):
             text += "\n![validation metric over rounds](curves.png)\n"
+        if (table := _retrogress(found)) and _draw_retrogress(found, folder / "retrogress.png"):
+            text += f"\n{table}\n![scores before and after each communication](retrogress.png)\n"
         (folder / "report.md").write_text(text, encoding="utf-8")
         (folder / "report.csv").write_text(_csv([_raw(row) for row in rows]), encoding="utf-8")
         (folder / "report_runs.csv").write_text(_csv(_long(found, which)), encoding="utf-8")
@@ -415,3 +418,59 @@ def _draw(runs: Sequence[Run], path: Path) -> bool:
     if not any(rounds for group in curves.values() for rounds, _ in group):
         return False  # never evaluated on validation data
     return plots.compare(curves, path, runs[0].summary["main_metric"])
+
+
+def _retrogress(runs: Sequence[Run]) -> str:
+    """What communications took from clients, in runs that scored models before and after training; '' without such runs.
+
+    The mean over clients and communications of (score before it) - (score after it), of the model that travels and of the
+    one that the client uses. Only rounds that follow each other count.
+    """
+    lines = []
+    for name, group in _by_name(runs).items():
+        found = [_drops(log.read_records(run.path / log.METRICS)) for run in group]
+        found = [drops for drops in found if drops is not None]
+        if found:
+            shared, used, share = (np.array(column) for column in zip(*found, strict=True))
+            lines.append(f"| {name} | {_spread(shared)} | {_spread(share)} | {_spread(used)} |")
+    if not lines:
+        return ""
+    return "\n".join(
+        [
+            "Loss at a communication (validation score before it minus after it, mean over clients and rounds):\n",
+            "| method | of the model that travels | share of communications that lose | of the model in use |",
+            "| --- | --- | --- | --- |",
+            *lines,
+        ]
+    )
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean, and standard deviation over seeds where there are several."""
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _drops(records: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | None:
+    """Mean drop of the model that travels, that of the model in use, and the share of communications with a drop."""
+    shared, used = [], []
+    for a, b in zip(records, records[1:], strict=False):
+        if b["round"] != a["round"] + 1:
+            continue
+        for client in plots.clients_of([b]):
+            ends = {
+                field: f"curve/{field}/client/{client}" for field in ("received", "trained", "own_before", "own_after")
+            }
+            if ends["trained"] in a and ends["received"] in b:
+                shared.append(a[ends["trained"]] - b[ends["received"]])
+            if ends["own_after"] in a and ends["own_before"] in b:
+                used.append(a[ends["own_after"]] - b[ends["own_before"]])
+    if not shared and not used:
+        return None
+    shared = shared or [0.0]  # nothing travels: nothing is lost
+    return float(np.mean(shared)), float(np.mean(used or shared)), float(np.mean([drop > 0 for drop in shared]))
+
+
+def _draw_retrogress(runs: Sequence[Run], path: Path) -> bool:
+    """Each method's first run."""
+    records = {name: log.read_records(group[0].path / log.METRICS) for name, group in _by_name(runs).items()}
+    return plots.retrogress(records, path, runs[0].summary["main_metric"])

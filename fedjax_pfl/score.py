@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from fedjax_pfl import local
+from fedjax_pfl import local, metrics
 from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Network
@@ -46,24 +46,14 @@ def _balanced_accuracy(confusion: Array) -> Array:
     return _ratio(jnp.sum(_ratio(jnp.diag(confusion), actual)), jnp.sum((actual > 0).astype(confusion.dtype)))
 
 
-def _overlap(logits: Array, y: Array, mask: Array) -> Float[Array, " 2"]:
-    """Over the images with foreground in mask or prediction: the sum of their Dice, and their number."""
-    claimed, actual = jnp.argmax(logits, -1) > 0, y > 0
-    same = jnp.argmax(logits, -1) == y.astype(jnp.int32)
-    axes = tuple(range(1, y.ndim))
-    size = jnp.sum(claimed, axes).astype(logits.dtype) + jnp.sum(actual, axes).astype(logits.dtype)
-    dice = _ratio(2 * jnp.sum(claimed & actual & same, axes).astype(logits.dtype), size)
-    counted = (mask & (size > 0)).astype(logits.dtype)
-    return jnp.stack([jnp.sum(jnp.where(mask, dice, jnp.zeros_like(dice))), jnp.sum(counted)])
-
-
 METRICS: dict[str, dict[str, Metric]] = {
     "single": {
         "macro_f1": Metric(_confusion, _macro_f1),
         "accuracy": Metric(_confusion, _accuracy),
         "balanced_accuracy": Metric(_confusion, _balanced_accuracy),
     },
-    "mask": {"dice": Metric(_overlap, lambda sums: _ratio(sums[0], sums[1]))},
+    # 0, not NaN, where no image has foreground: stages compare numbers
+    "mask": {"dice": Metric(metrics.dice_counts, lambda sums: jnp.nan_to_num(metrics.mean_dice(sums)))},
 }
 
 

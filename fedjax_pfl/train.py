@@ -151,6 +151,10 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
             from fedjax_pfl import plots
 
             plots.training(records.records(), workdir / "plots" / "training.png", f"validation/{main}")
+            name = config.name or config.method
+            plots.retrogress(
+                {name: records.records()}, workdir / "plots" / "retrogress.png", config.score.metric or main
+            )
     return summary
 
 

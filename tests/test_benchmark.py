@@ -60,10 +60,10 @@ def test_times_leave_the_first_out():
 
 @pytest.mark.parametrize(("fidelity", "half"), [("paper", False), ("paper", True), ("reference", False)])
 def test_numpys_aggregation_is_ours(fidelity, half):
-    """Four clients, as many as the released code divides by."""
+    """Four clients, as many as the released code divides by; positive sums, whose phases don't cancel out."""
     rng = np.random.default_rng(0)
     shapes = {"conv": (3, 3, 2, 5), "one": (1, 1, 1, 4), "fc1": (9, 8), "fc2": (8, 3)}
-    stacked = {"params": {name: {"kernel": rng.normal(size=(4, *shape))} for name, shape in shapes.items()}}
+    stacked = {"params": {name: {"kernel": rng.random((4, *shape))} for name, shape in shapes.items()}}
     stacked["params"]["fc2"]["bias"] = rng.normal(size=(4, 3))
     stacked["params"]["bn"] = {"scale": rng.normal(size=(4, 5))}
     stacked["batch_stats"] = {"bn": {"mean": rng.normal(size=(4, 5))}}

@@ -296,7 +296,7 @@ def test_real_lesions_as_the_config_reads_them(real_data: RealData) -> None:
     assert data.class_names == ("0", "1")
     f = federate(data, config.split, 0)
     assert f.client_names == ("rosendahl", "vidir_modern", "vidir_molemax")
-    assert [sum(map(len, split)) for split in zip(f.train, f.validation, f.test, strict=True)] == [450, 450, 451]
+    assert [sum(map(len, split)) for split in zip(f.train, f.validation, f.test, strict=True)] == [200, 200, 200]
     for splits in zip(f.train, f.validation, f.test, strict=True):
         held = [set(whose(data, f, rows)) for rows in splits]
         assert not held[0] & held[1]

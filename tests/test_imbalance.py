@@ -355,8 +355,8 @@ def test_examples_are_counted_over_the_clients_that_train(word):
     federation: Any = SimpleNamespace(task="single", y=y, train=train, class_names=("nv", "bkl", "mel"))
     loss = configuration.build_loss(config, federation, 2)
     assert loss.keywords.get("counts", (3, 2, 1)) == (3, 2, 1)
-    keys = (jax.random.key(0),) if losses.draws(loss) else ()
-    found = loss(Z[0], 1, *keys)
+    keys = {"key": jax.random.key(0)} if losses.takes(loss, "key") else {}
+    found = loss(Z[0], 1, **keys)
     assert np.isfinite(found.value if isinstance(found, imbalance.Weighted) else found)
     algorithms.build(config.method, toy.training(), config[config.method])
 

@@ -221,6 +221,15 @@ def test_methods_that_need_one_label(name, labels, message):
         algorithms.build(name, toy.training(network=None))
 
 
+def test_fedprotos_nearest_prototype_needs_a_bias():
+    algorithm, variables = algorithms.build("fedproto", toy.training(), {"inference": "prototype"}), toy.variables()
+    del variables["params"]["head"]["bias"]
+    with pytest.raises(
+        UserError, match=r"^config\.fedproto\.inference: found 'prototype', expected 'head', as the model"
+    ):
+        algorithm.init(variables, toy.N)
+
+
 def test_tau_norm():
     """tau = 1: every class's weights have length 1. It trains as FedAvg does, and leaves out the bias."""
     algorithm, _ = build("crt", classifier="normalise", tau=1.0)

@@ -114,9 +114,8 @@ def crt(
         return Client(tree.split(variables, changes)[0], jnp.asarray(False)) if alone else ()
 
     def init_server(variables: Variables, n: int) -> Server:
-        head = jax.tree.map(
-            jnp.copy, tree.split(variables, is_head)[0]
-        )  # a round gives up the state's memory, each part once
+        # copied, since a round gives up the memory of each part of the state
+        head = jax.tree.map(jnp.copy, tree.split(variables, is_head)[0])
         return Server(variables, head, jnp.asarray(False))
 
     return compose(
@@ -143,5 +142,6 @@ def _normalised(variables: Variables, head: str, tau: float) -> Variables:
             "config.crt.classifier: found 'normalise', expected 'retrain', as the classifier is no dense layer"
         )
     length = jnp.sqrt(jnp.sum(jnp.square(kernel), 0, keepdims=True))
+    length = jnp.where(length > 0, length, jnp.ones_like(length))
     layer = {name: jnp.zeros_like(part) for name, part in layer.items()} | {"kernel": kernel / length**tau}
     return {**variables, "params": {**variables["params"], head: layer}}

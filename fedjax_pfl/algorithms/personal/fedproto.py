@@ -77,10 +77,6 @@ def fedproto(training: Training, *, lam: float = 1.0, weighting: str = "uniform"
         """The client's model with the prototypes as its classifier."""
         head = training.layers[-1]
         params = client.variables["params"]
-        if set(params[head]) != {"kernel", "bias"}:
-            raise UserError(
-                "config.fedproto.inference: found 'prototype', expected 'head', as the model's classifier has no bias"
-            )
         known, C = server.has & client.owns, server.mean
         never = jnp.full_like(C[:, 0], jnp.finfo(C.dtype).min / 2)  # finite, and below any other logit
         bias = jnp.where(known, -jnp.sum(jnp.square(C), -1) / 2, never)
@@ -88,10 +84,17 @@ def fedproto(training: Training, *, lam: float = 1.0, weighting: str = "uniform"
         model = {**client.variables, "params": {**params, head: {"kernel": kernel, "bias": bias}}}
         return tree.where(jnp.any(known), model, client.variables)
 
+    def init_client(variables: Variables) -> Client:
+        if inference == "prototype" and set(variables["params"][training.layers[-1]]) != {"kernel", "bias"}:
+            raise UserError(
+                "config.fedproto.inference: found 'prototype', expected 'head', as the model's classifier has no bias"
+            )
+        return Client(variables, jnp.zeros((network.classes,), bool))
+
     algorithm = compose(
         Exchange(lambda server, id: server, local_update, server_update),
         init_server=lambda variables, n: prototypes.none(variables, training.layers, network.classes),
-        init_client=lambda variables: Client(variables, jnp.zeros((network.classes,), bool)),
+        init_client=init_client,
         shared=None,
         own=lambda client, shared: client.variables,
         how=training.how,

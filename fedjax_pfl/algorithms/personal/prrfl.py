@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from fedjax_pfl import aggregate, cpa, fourier, local, prototypes, tree
 from fedjax_pfl.core import Algorithm, Exchange, Report, Variables, compose
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Batch, Training
-from fedjax_pfl.prototypes import Prototypes, Sums
+from fedjax_pfl.prototypes import Sums
 
 RECOVER, EXCHANGE, SUBLIMATE = 1, 2, 3
 DISTILLATIONS = ("kl", "reverse_kl", "mse")
@@ -138,7 +138,7 @@ def prrfl(
         temperature: T of the distillation.
         optimizer: 'fresh' each round as in the code, or 'kept'.
         beta: of CPA's mitigation matrix.
-        tau: of CPA's refinement; more than 1.
+        tau: of CPA's refinement; at least 1 (then for features that are never negative, as after a ReLU).
         start: the first round with refinement; before it gamma is 1.
         prototype: 'feature' (what the classifier reads) or 'logit'.
         global_prototype: 'gaussian' or 'avg', see `cpa.global_prototypes`.
@@ -164,10 +164,10 @@ def prrfl(
     ):
         if value not in known:
             raise UserError(f"config.prrfl.{field}: unknown name '{value}'{nearest(value, known)}")
-    if tau <= 1:
-        raise UserError(f"config.prrfl.tau: found {tau}, expected more than 1")
+    if tau < 1:
+        raise UserError(f"config.prrfl.tau: found {tau}, expected 1 or more")
     refined, epochs = cpa_weight > 0, training.epochs
-    s = cpa.mitigation(training.counts, beta) if refined else None
+    s = cpa.mitigation(training.counts, beta)
     remembers = exchange == "epoch" or optimizer == "kept"
 
     def refined_loss(z: Array, y: Array, gamma: Array) -> Array:
@@ -184,7 +184,7 @@ def prrfl(
         def mean(each: Array) -> Array:
             return network.over_batch(each, batch.mask)
 
-        def L_sup(z: Array) -> Array:
+        def L_sup(z: Array) -> Array:  # noqa: N802, the paper's symbol
             if not refined:
                 return network.objective(z, y, batch.mask, key_loss)
             value = cpa_weight * mean(jax.vmap(refined_loss, (0, 0, None))(z, y, epoch.gamma))
@@ -216,7 +216,7 @@ def prrfl(
         D = download.variables if first or client.between.D == () else client.between.D
         variables = _pair(client.P, D) if det else _pair((), D)
         stage = jnp.zeros((), jnp.int32) if first else client.between.stage
-        fresh = first and optimizer == "fresh" or not remembers
+        fresh = (first and optimizer == "fresh") or not remembers
         opt_state = tx.init(variables["params"]) if fresh else client.between.opt_state
         own, shared = client.f, download.prototypes
         if first and refined and reset:
