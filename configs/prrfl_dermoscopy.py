@@ -2,11 +2,11 @@
 
 Papers: PRR-FL v1 arXiv 2110.00394 (MICCAI 2021), v2 doi 10.1109/TMI.2022.3192483 (IEEE TMI 2022); the others' in the
 README's catalogue. Setting: three hospitals, 32 x 32 pixels, 2,400 images, 5 rounds of 3 epochs, SGD with momentum 0.9 and
-lr 0.02 falling along a cosine, refinement from round 2 on. The paper's, on a GPU, for any word: --config.data.dermoscopy.size=128
---config.split.max_examples=0 --config.rounds=50 --config.client.epochs=5 --config.client.lr=0.01
---config.client.sgd.momentum=0 --config.client.schedule.name=step --config.client.schedule.every=5
---config.eval.best_from=0.8 --config.prrfl.start=15. Lesions stand in train and test of the paper's split; by lesion:
---config.data.dermoscopy.split=lesion.
+lr 0.02 falling along a cosine, refinement from round 2 on. The paper's, on a GPU, for any word:
+--config.data.dermoscopy.size=128 --config.split.max_examples=0 --config.rounds=50 --config.client.epochs=5
+--config.client.lr=0.01 --config.client.sgd.momentum=0 --config.client.schedule.name=step
+--config.client.schedule.every=5 --config.eval.best_from=0.8 --config.prrfl.start=15. Lesions stand in train and test of the
+paper's split; by lesion: --config.data.dermoscopy.split=lesion.
 Command: python launch.py --config=configs/prrfl_dermoscopy.py (or :v1, :reference, :fedavg ... see VARIANTS)
 Published (four clients, 128 x 128): mean macro F1 72.82, mean AUC 89.20 (the record file of the authors' v2 repository).
 Measured: not yet run.

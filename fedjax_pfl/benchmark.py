@@ -3,11 +3,13 @@
 1. One FedAvg round of pfl-research's CIFAR-10 benchmark (50 clients x 50 random 32x32x3 images, one epoch of batch 10, conv
    3x3x32 - conv 3x3x64 - pool 2 - dense 128 - dense 10 with dropout, lr 0.1) against the same loop over clients in PyTorch.
 2. One FedLGT round (8 clients x 64 images of 64x64, ResNet-18, 20 labels, batch 16, one epoch) against the same in PyTorch.
-3. Time per round against the number of clients: linear.
-4. How clients run: one after the other, together, or in chunks.
-5. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
-6. Progressive Fourier aggregation of 50 clients' ResNet-18 against the same as a NumPy loop and against the plain mean, and
-   its peak memory against the stacked weights.
+3. One PRR-FL round (3 clients x 64 images of 64x64, VGG16-slim, batch 16, 3 epochs; PFA, DET and CPA) against the same in
+   PyTorch, and an epoch of deputy-enhanced transfer against one of FedAvg.
+4. Time per round against the number of clients: linear.
+5. How clients run: one after the other, together, or in chunks.
+6. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
+7. Progressive Fourier aggregation of 10 clients' ResNet-18 (time is linear in the clients) against the same as a NumPy loop
+   and against the plain mean, and for 50 clients its peak memory against the stacked weights.
 """
 
 import json
@@ -15,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -38,6 +40,7 @@ from fedjax_pfl import (
     losses,
     models,
     problem,
+    score,
     tree,
 )
 from fedjax_pfl.core import How
@@ -61,6 +64,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
     for name, measure in (
         ("round against PyTorch", against_torch),
         ("FedLGT's round against PyTorch", fedlgt_against_torch),
+        ("PRR-FL's round against PyTorch", prrfl_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
         ("peak memory (MiB) by population", by_population),
@@ -118,6 +122,41 @@ def fedlgt_against_torch(repeats: int = 3, clients: int = 8) -> dict[str, Any]:
     return {"compile seconds": compile_seconds} | _compared(ours, theirs, repeats, len(x))
 
 
+def prrfl_against_torch(repeats: int = 2, clients: int = 3, epochs: int = 3) -> dict[str, Any]:
+    """A PRR-FL round (v2): clients x 64 images of 64x64, 3 classes, batch 16, flips, scored on 16 validation images each."""
+    rng = np.random.default_rng(0)
+    n = clients * 64
+    x = rng.integers(0, 256, (n + clients * 16, 64, 64, 3), dtype=np.uint8)
+    y = rng.integers(0, 3, len(x)).astype(np.int32)
+    model = models.build("vgg16_slim", 3)
+    setup = problem.build(model, x[0], "single", augmentation=FLIPS)
+    assert setup.network is not None
+    training = Training(
+        loss=setup.loss,
+        layers=model.layers,
+        lr=local.schedule("constant", 0.01, rounds=1),
+        optimizer=local.optimizer(local.sgd, weight_decay=1e-6),
+        epochs=epochs,
+        batch_size=16,
+        network=setup.network,
+        counts=tuple(int(c) for c in np.bincount(y[:n], minlength=3)),
+        score=score.build(setup.network, score.metric("single")),
+    )
+    validation = np.array_split(np.arange(n, len(x)), clients)
+    whole, compile_seconds = _play(training, setup, "prrfl", x, y, clients, {"start": 0}, validation)
+    det, _ = _play(training, setup, "prrfl", x, y, clients, {"pfa": False, "cpa_weight": 0.0}, validation)
+    fedavg, _ = _play(training, setup, "fedavg", x, y, clients, {}, validation)
+    times = {name: statistics.median(t) for name, t in _times({"det": det, "fedavg": fedavg}, repeats).items()}
+    theirs = None
+    if util.find_spec("torch") is not None:
+        theirs = benchmark_torch.prrfl_round(x[:n], y[:n], x[n:], y[n:], clients, epochs=epochs)
+    return {
+        "compile seconds": compile_seconds,
+        "ratio DET / FedAvg": times["det"] / times["fedavg"],
+        **_compared(whole, theirs, repeats, n * epochs),
+    }
+
+
 def by_clients(numbers: tuple[int, ...] = (10, 100, 1000)) -> dict[str, float]:
     """Rounds in which all of so many clients with 20 examples of 64 features each train a small MLP."""
     found: dict[str, float] = {}
@@ -145,10 +184,13 @@ def by_population(populations: tuple[int, ...] = (100, 10_000, 100_000), size: i
     return found
 
 
-def pfa_against_numpy(clients: int = CLIENTS, repeats: int = 2, model: str = "resnet18") -> dict[str, Any]:
+def pfa_against_numpy(
+    clients: int = 10, repeats: int = 2, model: str = "resnet18", most: int = CLIENTS
+) -> dict[str, Any]:
     """One aggregation (amplitude and phase, rate 0.7) of so many clients' models, by either fidelity.
 
-    NumPy's loop runs once: it takes minutes. That with full transforms is the released code's way to write it.
+    NumPy's loop runs once. That with full transforms is the released code's way to write it. Memory is measured with `most`
+    clients, beside which what compiling takes is small.
     """
     stacked, classifier = _uploads(clients, model)
     weights = jax.numpy.ones(clients)
@@ -168,7 +210,7 @@ def pfa_against_numpy(clients: int = CLIENTS, repeats: int = 2, model: str = "re
         name = fidelity + (", half spectra" if half else "")
         found[f"ratio ours / NumPy, {name}"] = times[fidelity] / (time.perf_counter() - began)
     for fidelity in ("paper", "reference"):
-        command = [sys.executable, "-m", "fedjax_pfl.benchmark", "pfa", str(clients), model, fidelity]
+        command = [sys.executable, "-m", "fedjax_pfl.benchmark", "pfa", str(most), model, fidelity]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[f"peak memory / stacked weights, {fidelity}"] = json.loads(done.stdout)["peak_by_weights"]
     return found
@@ -183,11 +225,22 @@ def one_round(
 
 
 def _play(
-    training: Training, setup: problem.Problem, method: str, x: np.ndarray, y: np.ndarray, clients: int
+    training: Training,
+    setup: problem.Problem,
+    method: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    clients: int,
+    options: Mapping[str, Any] | None = None,
+    validation: Sequence[np.ndarray] = (),
 ) -> tuple[Callable[[], None], float]:
-    algorithm = algorithms.build(method, training)
-    rows = cohort.Rows(cohort.Pool(x, y), np.array_split(np.arange(len(x)), clients))
-    some = cohort.assemble(rows, np.arange(clients, dtype=np.int32), multiple=cohort.chunk(training.how))
+    """Rows that aren't some client's validation rows are its training rows."""
+    algorithm = algorithms.build(method, training, options)
+    pool = cohort.Pool(x, y)
+    rows = cohort.Rows(pool, np.array_split(np.arange(len(x) - sum(map(len, validation))), clients))
+    scored = cohort.Rows(pool, validation) if algorithm.validates else None
+    ids = np.arange(clients, dtype=np.int32)
+    some = cohort.assemble(rows, ids, multiple=cohort.chunk(training.how), validation=scored)
     key = jax.random.key(0)
     state = algorithm.init(setup.init(key), clients)
     began = time.perf_counter()

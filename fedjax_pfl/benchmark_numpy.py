@@ -35,6 +35,16 @@ def pfa(stacked: Any, rate: float, classifier: str, *, paper: bool, half: bool =
     return traverse_util.unflatten_dict(result)
 
 
+def share_kernels(kernels: list[np.ndarray], rate: float, classwise: bool) -> list[np.ndarray]:
+    """The paper's version 2 of one kernel in PyTorch's layout: (out, in, kh, kw), or (out, in), of which class by class."""
+    if kernels[0].ndim == 2:
+        return _share(kernels, rate, (1,) if classwise else (0, 1), True, True)
+    fan_out, fan_in, kh, kw = kernels[0].shape
+    matrices = [w.transpose(1, 2, 3, 0).reshape(fan_in * kh, kw * fan_out) for w in kernels]
+    new = _share(matrices, rate, (0, 1), True, True)
+    return [m.reshape(fan_in, kh, kw, fan_out).transpose(3, 0, 1, 2) for m in new]
+
+
 def _share(matrices: list[np.ndarray], rate: float, axes: tuple[int, ...], paper: bool, half: bool) -> list[np.ndarray]:
     """The clients' matrices with the low frequencies that they agree on."""
     shape = matrices[0].shape

@@ -1,10 +1,13 @@
 """The rounds of the benchmark as plain PyTorch loops: clients one after the other, then the mean of their models."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from fedjax_pfl import benchmark_numpy
 
 
 def fedavg_round(x: np.ndarray, y: np.ndarray, clients: int, *, batch: int, lr: float) -> Callable[[], None]:
@@ -79,6 +82,122 @@ def fedlgt_round(x: np.ndarray, y: np.ndarray, u: np.ndarray, e: np.ndarray, cli
             optimizer.step()
 
     return _round(net, clients, client)
+
+
+def prrfl_round(
+    x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation: np.ndarray, clients: int, *, epochs: int
+) -> Callable[[], None]:
+    """A PRR-FL round (v2) with VGG16-slim, 3 classes, batch 16, SGD 0.01, horizontal flips; the server's step in NumPy.
+
+    Args:
+        x, y, x_validation, y_validation: [n, H, W, 3] uint8 and [n], an equal share of each client's.
+    """
+    import torch
+    from torch import nn
+
+    functional = nn.functional
+    torch.manual_seed(0)
+    start = _vgg16_slim()
+    pairs = [tuple(copy.deepcopy(start) for _ in range(2)) for _ in range(clients)]
+
+    def tensors(x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
+        images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().reshape(clients, -1, 3, *x.shape[1:3])
+        return images, torch.from_numpy(y).long().reshape(clients, -1)
+
+    images, labels = tensors(x, y)
+    held_out, answers = tensors(x_validation, y_validation)
+    counts = torch.bincount(labels.reshape(-1), minlength=3).float()
+    push = torch.clamp(counts[None, :] / counts[:, None], max=1) ** 0.8
+    shared = torch.ones(3, 64)
+    own = torch.ones(clients, 3, 64)
+
+    def macro_f1(net: Any, k: int) -> float:
+        with torch.no_grad():
+            predicted = net.eval()(held_out[k].float() / 255)[1].argmax(1)
+        hit = torch.bincount(answers[k][predicted == answers[k]], minlength=3).float()
+        total = torch.bincount(predicted, minlength=3) + torch.bincount(answers[k], minlength=3)
+        return float((2 * hit / total.clamp(min=1))[total > 0].mean())
+
+    def supervised(z: Any, target: Any, gamma: Any) -> Any:
+        e = torch.exp(z - z.max(1, keepdim=True).values)
+        sigma = e.gather(1, target[:, None])[:, 0] / ((push[target] * e).sum(1) + 1e-6)
+        return -(gamma[target] * torch.log(sigma + 1e-6)).mean()
+
+    def kl(teacher: Any, student: Any) -> Any:
+        p = functional.softmax(teacher.detach(), 1)
+        return functional.kl_div(functional.log_softmax(student, 1), p, reduction="batchmean")
+
+    def client(k: int) -> None:
+        nets, stage = pairs[k], 0
+        optimizers = [torch.optim.SGD(net.parameters(), 0.01, weight_decay=1e-6) for net in nets]
+        for _ in range(epochs):
+            personal, deputy = (macro_f1(net, k) for net in nets)
+            recover = stage == 0 or deputy < 0.7 * personal
+            stage = 1 if recover else 2 if stage == 1 or deputy < 0.9 * personal else 3
+            gamma = 4 / (functional.cosine_similarity(own[k], shared, dim=1) + 3)
+            sums, seen = torch.zeros(3, 64), torch.zeros(3)
+            order = torch.randperm(labels.shape[1])
+            for first in range(0, len(order), 16):
+                some = order[first : first + 16]
+                image, target = images[k, some].float() / 255, labels[k, some]
+                flips = torch.rand(len(some)) < 0.5
+                image[flips] = image[flips].flip(3)
+                (feature, z_P), (_, z_D) = (net.train()(image) for net in nets)
+                loss = supervised(z_P, target, gamma) + supervised(z_D, target, gamma)
+                loss = loss + (kl(z_D, z_P) if stage >= 2 else 0) + (kl(z_P, z_D) if stage <= 2 else 0)
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                sums.index_add_(0, target, feature.detach())
+                seen += torch.bincount(target, minlength=3)
+            own[k] = sums / seen.clamp(min=1)[:, None]
+
+    def play() -> None:
+        for k in range(clients):
+            client(k)
+        deviation = own.std(0).clamp(min=1)
+        shared.copy_(own.mean(0) + deviation * torch.randn_like(shared))
+        states = [deputy.state_dict() for _, deputy in pairs]
+        names = [name for name in states[0] if name.endswith("weight") and ".bn." not in name]
+        for name in names:
+            kernels = [state[name].numpy() for state in states]
+            for state, new in zip(states, benchmark_numpy.share_kernels(kernels, 0.7, "fc2" in name), strict=True):
+                state[name].copy_(torch.from_numpy(np.ascontiguousarray(new)))
+
+    return play
+
+
+def _vgg16_slim() -> Any:
+    """The network of PRR-FL, as `models.vgg16_slim`: features and logits."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    def layer(inputs: int, outputs: int) -> Any:
+        parts = ("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)), ("bn", nn.BatchNorm2d(outputs))
+        return nn.Sequential(OrderedDict([*parts, ("relu", nn.ReLU())]))
+
+    class Slim(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            before, blocks = 3, []
+            for widths in ((32, 32), (64, 64), (128,) * 3, (128,) * 3, (256,) * 3):
+                for width in widths:
+                    blocks.append(layer(before, width))
+                    before = width
+                blocks.append(nn.MaxPool2d(2))
+            self.blocks = nn.Sequential(*blocks)
+            parts = ("linear", nn.Linear(256, 64, bias=False)), ("bn", nn.BatchNorm1d(64)), ("relu", nn.ReLU())
+            self.fc1 = nn.Sequential(OrderedDict(parts))
+            self.fc2 = nn.Linear(64, 3, bias=False)
+
+        def forward(self, image: Any) -> Any:
+            feature = self.fc1(self.blocks(image).mean((2, 3)))
+            return feature, self.fc2(feature)
+
+    return Slim()
 
 
 def _round(net: Any, clients: int, client: Callable[[int], None]) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from .prrfl import TINY, mitigation
 
@@ -34,18 +34,18 @@ class Slim:
 
         def norm(z, name):
             mean, var = (model[f"{name}.running_{what}"].clone() for what in ("mean", "var"))
-            z = F.batch_norm(z, mean, var, model[f"{name}.weight"], model[f"{name}.bias"], train, 0.1, 1e-5)
+            z = functional.batch_norm(z, mean, var, model[f"{name}.weight"], model[f"{name}.bias"], train, 0.1, 1e-5)
             statistics[f"{name}.running_mean"], statistics[f"{name}.running_var"] = mean.numpy(), var.numpy()
-            return F.relu(z)
+            return functional.relu(z)
 
         z = torch.tensor(x).permute(0, 3, 1, 2)
         for b, layers in enumerate(BLOCKS):
             for i in range(layers):
                 name = f"layer{b + 1}.{i}"
-                z = norm(F.conv2d(z, model[f"{name}.conv.weight"], padding=1), f"{name}.bn")
-            z = F.max_pool2d(z, 2)
-        features = norm(F.linear(z.mean((2, 3)), model["fc1.linear.weight"]), "fc1.bn")
-        return features, F.linear(features, model["fc2.linear.weight"])
+                z = norm(functional.conv2d(z, model[f"{name}.conv.weight"], padding=1), f"{name}.bn")
+            z = functional.max_pool2d(z, 2)
+        features = norm(functional.linear(z.mean((2, 3)), model["fc1.linear.weight"]), "fc1.bn")
+        return features, functional.linear(features, model["fc2.linear.weight"])
 
     def logits(self, model, x):
         with torch.no_grad():
@@ -63,15 +63,15 @@ class Slim:
 
         def supervised(z):
             if not rules.cpa:
-                return F.cross_entropy(z, y)
+                return functional.cross_entropy(z, y)
             s = torch.tensor(mitigation(rules.counts, rules.beta))[y]
             e = torch.exp(z - z.max(1, keepdim=True).values)
             sigma = e.gather(1, y[:, None])[:, 0] / ((s * e).sum(1) + TINY)
             return (-gamma[y] * torch.log(sigma + TINY)).mean()
 
         def kl(teacher, student):
-            p = F.softmax(teacher.detach(), 1)
-            return F.kl_div(F.log_softmax(student, 1), p, reduction="batchmean")
+            p = functional.softmax(teacher.detach(), 1)
+            return functional.kl_div(functional.log_softmax(student, 1), p, reduction="batchmean")
 
         loss_P, loss_D = supervised(z_P), supervised(z_D)
         if stage >= 2:
