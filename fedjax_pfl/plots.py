@@ -141,14 +141,17 @@ def retrogress(runs: Mapping[str, Sequence[Record]], path: Path, metric: str) ->
             _dress(axes, f"{name}, client {client}", _words(metric))
         for axes in row[len(clients) :]:
             axes.set_axis_off()
-    _legend(panels[0][min(columns, len(next(iter(drops.values())))) - 1])
+    shown: dict[str, Any] = {}  # no panel need have lines of every kind
+    for axes in panels.flat:
+        shown |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), frameon=False, fontsize=8)
     return _save(figure, path)
 
 
 def clients_of(records: Sequence[Record]) -> list[str]:
-    """The clients that have a curve in these records, in their order."""
+    """The clients that have a curve in these records, by name."""
     prefixes = ("curve/received/client/", "curve/own_before/client/")
-    return list(dict.fromkeys(k.removeprefix(p) for r in records for p in prefixes for k in r if k.startswith(p)))
+    return sorted({k.removeprefix(p) for r in records for p in prefixes for k in r if k.startswith(p)})
 
 
 def _sawtooth(axes: Any, records: Sequence[Record], client: str) -> None:
@@ -171,7 +174,7 @@ def _sawtooth(axes: Any, records: Sequence[Record], client: str) -> None:
             label=label,
         )
     steps = [(a[0], b[0] - 0.7, a[2], b[1]) for a, b in zip(shared, shared[1:], strict=False)]
-    for worse, colour, label in ((True, COLOURS[1], "communication, worse"), (False, GREY, "communication, better")):
+    for worse, colour, label in ((True, COLOURS[1], "communication, worse"), (False, GREY, "communication, no worse")):
         chosen = [step for step in steps if (step[3] < step[2]) == worse]
         for i, (x0, x1, y0, y1) in enumerate(chosen):
             axes.plot([x0, x1], [y0, y1], color=colour, linewidth=1.4, linestyle=":", label=label if i == 0 else None)

@@ -84,7 +84,7 @@ def run(
         if _draw(found, folder / "curves.png"):
             text += "\n![validation metric over rounds](curves.png)\n"
         if (table := _retrogress(found)) and _draw_retrogress(found, folder / "retrogress.png"):
-            text += f"\n{table}\n![scores before and after each communication](retrogress.png)\n"
+            text += f"\n{table}\n\n![scores before and after each communication](retrogress.png)\n"
         (folder / "report.md").write_text(text, encoding="utf-8")
         (folder / "report.csv").write_text(_csv([_raw(row) for row in rows]), encoding="utf-8")
         (folder / "report_runs.csv").write_text(_csv(_long(found, which)), encoding="utf-8")

@@ -516,3 +516,49 @@ def test_without_matplotlib_one_line_says_so_and_the_tables_are_written(runs, tm
     assert not plots.training([], tmp_path / "x.png")
     assert not plots.per_class_ap(["a"], np.ones(1), np.ones(1, int), tmp_path / "x.png")
     assert not plots.attention(np.ones((2, 2)), ["a"], np.ones((1, 1)), tmp_path / "x.png", np.ones(1), np.ones(1))
+
+
+# -- retrogress ---------------------------------------------------------------------------------------------------------
+
+
+def with_curve(run: Path, points: dict[str, list[tuple[int, float, float]]], own: bool) -> None:
+    """Add each client's (round, before, after) to a run's records, of the model that travels or of its own."""
+    names = ("own_before", "own_after") if own else ("received", "trained")
+    lines = [json.loads(line) for line in (run / log.METRICS).read_text().splitlines()]
+    for client, values in points.items():
+        for line in lines:
+            for round, *scores in values:
+                if line["round"] == round:
+                    line |= {f"curve/{n}/client/{client}": v for n, v in zip(names, scores, strict=True)}
+    (run / log.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_communications_cost(tmp_path):
+    """Means over clients and communications between rounds that follow each other, then over seeds; own models apart."""
+    for seed, less in ((0, 0.0), (1, 0.1)):
+        run = made_up(tmp_path, "fedavg", seed)
+        # A loses 0.2 and gains 0.1; B, away in round 2, has no two rounds in a row
+        with_curve(
+            run, {"A": [(1, 0.1, 0.5), (2, 0.3 - less, 0.4), (3, 0.5, 0.6)], "B": [(1, 0, 0.9), (3, 0, 0.9)]}, False
+        )
+    prrfl = made_up(tmp_path, "prrfl")
+    with_curve(prrfl, {"A": [(1, 0.1, 0.5), (2, 0.3, 0.4)]}, False)
+    with_curve(prrfl, {"A": [(1, 0.1, 0.6), (2, 0.6, 0.7)]}, True)
+    local = made_up(tmp_path, "local")
+    with_curve(local, {"A": [(1, 0.1, 0.6), (2, 0.55, 0.7)]}, True)
+    made_up(tmp_path, "unobserved")
+    text = report.run([tmp_path])
+    assert "| fedavg | 0.075 ± 0.035 | 0.500 ± 0.000 | 0.075 ± 0.035 |" in text
+    assert "| prrfl | 0.200 | 1.000 | 0.000 |" in text
+    assert "| local | 0.000 | 0.000 | 0.050 |" in text
+    assert "| unobserved | 0" not in text
+    picture = (tmp_path / "retrogress.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert "(retrogress.png)" in text
+
+
+def test_no_retrogress_where_nothing_was_scored(runs):
+    text = report.run([runs], output=runs / "out")
+    assert "communication" not in text
+    assert not (runs / "out" / "retrogress.png").exists()
+    assert not plots.retrogress({"a": [{"round": 1}]}, runs / "x.png", "macro_f1")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from fedjax_pfl import aggregate, cpa, fourier, local, prototypes, tree
+from fedjax_pfl import aggregate, cpa, fourier, local, losses, prototypes, tree
 from fedjax_pfl.core import Algorithm, Exchange, Report, Variables, compose
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Batch, Training
@@ -69,12 +69,13 @@ def distillation(kind: str, teacher: Array, student: Array, temperature: float) 
     'kl': T^2 KL(p_teacher || p_student); 'reverse_kl': T^2 KL(p_student || p_teacher); 'mse': the mean squared difference of
     the softmax values over classes and pixels.
     """
+    if kind == "kl":
+        return losses.distillation(teacher, student, temperature=temperature)
     log_q = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature)
     log_p = jax.nn.log_softmax(student / temperature)
     if kind == "mse":
         return jnp.mean(jnp.square(jnp.exp(log_p) - jnp.exp(log_q)))
-    a, b = (log_q, log_p) if kind == "kl" else (log_p, log_q)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(a) * (a - b), -1))
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
 
 
 def prrfl(
@@ -177,7 +178,7 @@ def prrfl(
         return jnp.mean(jnp.take(gamma, label) * each)
 
     def loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
-        epoch: Epoch = variables["epoch"]
+        epoch: Epoch = variables["det"]["epoch"]
         key_inputs, key_P, key_D, key_loss = jax.random.split(key, 4)
         x, y = network.inputs(batch, key_inputs)  # both models see the same images
 
@@ -194,12 +195,11 @@ def prrfl(
             each = jax.vmap(functools.partial(distillation, distill, temperature=temperature))(teacher, student)
             return distill_weight * mean(each)
 
-        feature, z_D, changed = network.train(_model(variables, "D"), x, batch.mask, key_D)
-        changed = {name: {"D": part} for name, part in changed.items()}
+        feature, z_D, changed = network.train(tree.member(variables, "D"), x, batch.mask, key_D)
+        changed = {"D": changed}
         total = reported = L_sup(z_D)
         if det:
-            feature, z_P, changed_P = network.train(_model(variables, "P"), x, batch.mask, key_P)
-            changed = {name: {"D": part["D"], "P": changed_P[name]} for name, part in changed.items()}
+            feature, z_P, changed["P"] = network.train(tree.member(variables, "P"), x, batch.mask, key_P)
             reported = L_sup(z_P)
             P_learns, D_learns = (
                 flag.astype(total.dtype) for flag in (epoch.stage >= EXCHANGE, epoch.stage <= EXCHANGE)
@@ -209,12 +209,12 @@ def prrfl(
             feature = jax.lax.stop_gradient(feature if prototype == "feature" else z_P if det else z_D)
             epoch = epoch._replace(sums=cpa.collect(epoch.sums, feature, y, batch.mask))
         # The gradient is that of all terms; what is logged is the supervised one of the model that the client uses.
-        return total + jax.lax.stop_gradient(reported - total), {**changed, "epoch": epoch}
+        return total + jax.lax.stop_gradient(reported - total), {**tree.together(**changed), "det": {"epoch": epoch}}
 
     def local_update(first: bool, number: int, download: Message, client: Client, data, round, key):
         tx = local.each(training.optimizer(training.lr(round)))
         D = download.variables if first or client.between.D == () else client.between.D
-        variables = _pair(client.P, D) if det else _pair((), D)
+        variables = tree.together(P=client.P, D=D) if det else tree.together(D=D)
         stage = jnp.zeros((), jnp.int32) if first else client.between.stage
         fresh = (first and optimizer == "fresh") or not remembers
         opt_state = tx.init(variables["params"]) if fresh else client.between.opt_state
@@ -225,26 +225,27 @@ def prrfl(
             shared = cpa.global_prototypes(ones, global_prototype, noise_key(round, epochs))
 
         def begin(variables: Variables, key: Key[Array, ""]) -> Variables:
-            epoch: Epoch = variables["epoch"]
+            epoch: Epoch = variables["det"]["epoch"]
             stage = jnp.full_like(epoch.stage, EXCHANGE)
             if det and epochs > 1:
                 rows, keys = (
                     (data.validation, (None, None)) if score_on == "validation" else (data, jax.random.split(key))
                 )
-                f_P, f_D = (score(_model(variables, name), rows, k) for name, k in zip("PD", keys, strict=True))
+                f_P, f_D = (score(tree.member(variables, name), rows, k) for name, k in zip("PD", keys, strict=True))
                 stage = next_stage(epoch.stage, f_P, f_D, lambda1, lambda2)
             if not refined:
-                return {**variables, "epoch": epoch._replace(stage=stage)}
+                return {**variables, "det": {"epoch": epoch._replace(stage=stage)}}
             gamma = cpa.refinement(prototypes.means(epoch.sums), shared, tau)
             gamma = jnp.where(round < start, jnp.ones_like(gamma), gamma)
-            return {**variables, "epoch": Epoch(stage, gamma, tree.zeros_like(epoch.sums))}
+            return {**variables, "det": {"epoch": Epoch(stage, gamma, tree.zeros_like(epoch.sums))}}
 
         gamma = jnp.ones_like(own.counts) if refined else ()
-        variables["epoch"] = Epoch(stage, gamma, own)
+        variables["det"] = {"epoch": Epoch(stage, gamma, own)}
         variables, opt_state, metrics = local.train_on(
             training, tx, variables, opt_state, data, key, loss=loss, epochs=number, begin=begin
         )
-        epoch, P, D = variables["epoch"], _model(variables, "P") if det else (), _model(variables, "D")
+        epoch = variables["det"]["epoch"]
+        P, D = tree.member(variables, "P") if det else (), tree.member(variables, "D")
         between = ()
         if exchange == "epoch":
             between = Between(D, epoch.stage, opt_state)
@@ -293,7 +294,8 @@ def prrfl(
             f = prototypes.zeros(network.classes, *width(variables))
         if remembers:
             tx = local.each(training.optimizer(training.lr(jnp.zeros((), jnp.int32))))
-            opt_state = tx.init(_pair(variables if det else (), variables)["params"])
+            names = ("P", "D") if det else ("D",)
+            opt_state = tx.init(tree.together(**dict.fromkeys(names, variables))["params"])
             between = Between((), (), opt_state)
             if exchange == "epoch":
                 between = Between(variables, jnp.zeros((), jnp.int32), opt_state)
@@ -327,16 +329,6 @@ def prrfl(
         validates=det and score_on == "validation",
         summary=_together,
     )
-
-
-def _pair(P: Variables, D: Variables) -> dict[str, Any]:
-    """Both models as one: {'params': {'P': ..., 'D': ...}, ...}; the deputy alone where there is no personal one."""
-    models = {"P": P, "D": D} if P else {"D": D}
-    return {collection: {name: model[collection] for name, model in models.items()} for collection in D}
-
-
-def _model(variables: Variables, name: str) -> Variables:
-    return {collection: part[name] for collection, part in variables.items() if collection != "epoch"}
 
 
 def _together(reports: Sequence[Report]) -> Report:
