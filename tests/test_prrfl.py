@@ -194,6 +194,7 @@ def test_complex_coefficients_at_rate_1_are_the_mean():
         ({"tau": 0.5}, ("config.prrfl.tau", "1 or more")),
         ({"exchange": "epochs"}, ("config.prrfl.exchange", "'epochs'", "epoch")),
         ({"distill": "k1"}, ("config.prrfl.distill", "kl")),
+        ({"components": "phase"}, ("config.prrfl.components", "amplitude_phase")),
         ({"score_on": "test"}, ("config.prrfl.score_on", "validation")),
     ],
 )

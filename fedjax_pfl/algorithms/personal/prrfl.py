@@ -156,6 +156,7 @@ def prrfl(
     reset = reference if reset is None else reset
     for field, value, known in (
         ("fidelity", fidelity, ("paper", "reference")),
+        ("components", components, fourier.COMPONENTS),
         ("score_on", score_on, ("validation", "train")),
         ("distill", distill, DISTILLATIONS),
         ("optimizer", optimizer, ("fresh", "kept")),
