@@ -153,6 +153,17 @@ def test_prototypes_of_logits():
         assert states[0].server.prototypes.has.all()
 
 
+@pytest.mark.slow
+def test_classes_that_a_cohort_lacks_keep_their_prototypes():
+    """Client 3 alone, with its single example: only that class's global prototype moves."""
+    _, (before, after) = rounds_of({"start": 0}, (ALL[0], ((3,), ())))
+    (own,) = toy.rows()[3][1]
+    assert before.server.prototypes.has.all()
+    for c in range(toy.CLASSES):
+        same = np.array_equal(before.server.prototypes.mean[c], after.server.prototypes.mean[c])
+        assert same == (c != own)
+
+
 def test_lost_uploads_change_no_others():
     """A client whose upload is lost keeps its S_k, and goes on with its personal model and batch norm all the same."""
     for exchange in ("round", "epoch"):
