@@ -80,10 +80,10 @@ def files_of(name: str, folder: Path):
     return config, {**changes, "text.embeddings": table(folder / "labels.npz", labels)}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flair_fine", "coco", "voc2007")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flair_coarse", "flair_fine", "coco", "voc2007")]
 
 
-@pytest.mark.parametrize("name", ["flair_coarse", *SLOW])
+@pytest.mark.parametrize("name", SLOW)
 def test_published_settings_on_small_files(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config, changes = files_of(name, tmp_path)
@@ -185,6 +185,7 @@ def test_known_labels_change_what_is_said_of_the_others(finished):
     assert named["test/global/loss"] not in (none["test/global/loss"], some["test/global/loss"])
 
 
+@pytest.mark.slow
 def test_known_labels_leave_their_entries_out(finished):
     """Against the metric computed here from the model's logits with these states."""
     setup = train.prepare(own(finished))
@@ -237,6 +238,7 @@ def test_a_plain_classifier_cannot_be_told_labels(tmp_path):
         train.evaluate_run(config, tmp_path, "last", ["2"])
 
 
+@pytest.mark.slow
 def test_slices_score_as_the_whole(finished, monkeypatch):
     setup = train.prepare(own(finished))
     state, ids = setup.init(), np.arange(setup.trainers)
@@ -251,6 +253,7 @@ def test_slices_score_as_the_whole(finished, monkeypatch):
                 np.testing.assert_allclose(sliced[key], value, rtol=1e-5, err_msg=key)
 
 
+@pytest.mark.slow
 def test_pooled_is_of_all_rows_together(finished):
     setup = train.prepare(own(finished))
     state, ids = setup.init(), np.arange(setup.trainers)
@@ -262,6 +265,7 @@ def test_pooled_is_of_all_rows_together(finished):
         np.testing.assert_allclose(found[f"{name}/pooled"], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_attention_is_the_last_layers(finished):
     """With one layer: softmax of the queries and keys of the normed tokens, computed here in NumPy."""
     setup = train.prepare(own(finished))

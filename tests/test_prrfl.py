@@ -76,7 +76,7 @@ CASES = {
 }
 
 
-QUICK = ("v1", "v2", "reference")
+QUICK = ("v1", "v2")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,7 @@ def test_classes_that_a_cohort_lacks_keep_their_prototypes():
         assert same == (c != own)
 
 
+@pytest.mark.slow
 def test_lost_uploads_change_no_others():
     """A client whose upload is lost keeps its S_k, and goes on with its personal model and batch norm all the same."""
     for exchange in ("round", "epoch"):

@@ -66,6 +66,7 @@ def noise(round, e):
     ],
 )
 def test_two_rounds(options, rules):
+    pytest.importorskip("torch")
     from reference.prrfl_vgg import Slim, load
 
     model = VGG16Slim(CLASSES, False, "batch", "auto", width=WIDTH)

@@ -54,6 +54,7 @@ def test_a_run_learns_masks_and_draws_them(squares: Path, tmp_path: Path) -> Non
         assert min(picture.size) > 300
 
 
+@pytest.mark.slow
 def test_the_evaluator_keeps_a_byte_a_pixel(squares: Path) -> None:
     setup = train.prepare(config_of(squares, **{"eval.batch_size": 3}))  # batches that don't divide the 4 test rows
     state = setup.init()
@@ -69,6 +70,7 @@ def test_the_evaluator_keeps_a_byte_a_pixel(squares: Path) -> None:
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_together_are_scored_slice_by_slice(
     squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_images_that_do_not_fit_together_are_scored_slice_by_slice(
         np.testing.assert_allclose(one.logits.loss, other.logits.loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_backbone_starts_from_weights_of_its_own(squares: Path, tmp_path: Path) -> None:
     resnet = build("resnet18", 7)
     shapes = jax.eval_shape(resnet.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1), jnp.float32))
