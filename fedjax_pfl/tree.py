@@ -122,6 +122,24 @@ def top_level(modules: tuple[str, ...]) -> Where:
     return lambda path: path[1] in modules
 
 
+def dense(variables: Tree, module: str) -> tuple[Path, Tree]:
+    """Where a top-level module's one dense layer is, and its entries {'kernel': [in, out], 'bias' where it has one}.
+
+    A classifier may be a dense layer or hold one (`fc2.linear`). ((), {}) where the module is, or holds, anything else.
+    """
+    flat: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["params"][module]))  # pyright: ignore
+    layers = {path[:-1] for path in flat}
+    entries = {path[-1]: leaf for path, leaf in flat.items()}
+    if len(layers) != 1 or not {"kernel"} <= set(entries) <= {"kernel", "bias"} or entries["kernel"].ndim != 2:
+        return (), {}
+    return ("params", module, *layers.pop()), entries
+
+
+def nest(path: Path, entries: Tree) -> Tree:
+    """The tree that holds these entries at `path`, and nothing else: a part for `merge`."""
+    return traverse_util.unflatten_dict({(*path, name): leaf for name, leaf in entries.items()})
+
+
 def either(*wheres: Where) -> Where:
     """Names what any of them names."""
     return lambda path: any(where(path) for where in wheres)

@@ -414,3 +414,27 @@ def test_one_full_step_is_one_step_on_the_weighted_loss():
         _, gradient, _ = train_batch(w, x, y)
         w = {name: w[name] - toy.rate(t) * gradient[name] for name in w}
         close(toy.flat(state.server.variables), w)
+
+
+def test_a_classifier_one_level_down():
+    """VGG16-slim's is `fc2.linear`: tau-norm and nearest prototypes find it."""
+    from fedjax_pfl.models.vgg import VGG16Slim
+
+    model = VGG16Slim(toy.CLASSES, True, "none", "gemm", width=1)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    training = toy.training(layers=model.layers)
+    kernel = np.asarray(variables["params"]["fc2"]["linear"]["kernel"])
+
+    algorithm = algorithms.build("crt", training, {"classifier": "normalise", "tau": 1.0})
+    used = algorithm.global_model(algorithm.init(variables, 2).server)["params"]["fc2"]["linear"]
+    np.testing.assert_allclose(used["kernel"], kernel / np.linalg.norm(kernel, axis=0), rtol=1e-6)
+    assert not np.any(used["bias"])
+
+    algorithm = algorithms.build("fedproto", training, {"inference": "prototype"})
+    state = algorithm.init(variables, 2)
+    C = np.arange(6, dtype=np.float32).reshape(3, 2)
+    server = state.server._replace(mean=C, has=np.ones(3, bool))
+    client = toy.row(state.clients, 0)._replace(owns=np.ones(3, bool))
+    head = algorithm.client_model(server, client, 0)["params"]["fc2"]["linear"]
+    np.testing.assert_allclose(head["kernel"], C.T)
+    np.testing.assert_allclose(head["bias"], -(C**2).sum(1) / 2)

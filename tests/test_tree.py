@@ -121,3 +121,24 @@ def test_together():
         found = tree.member(both, name)
         assert jax.tree.structure(found) == jax.tree.structure(model)
         jax.tree.map(np.testing.assert_array_equal, found, model)
+
+
+def test_dense():
+    """The one dense layer of a module, wherever it is; nothing where there is another or none."""
+    kernel, bias = jnp.ones((3, 2)), jnp.zeros(2)
+    for head, path in (
+        ({"kernel": kernel, "bias": bias}, ()),
+        ({"kernel": kernel}, ()),
+        ({"linear": {"kernel": kernel, "bias": bias}}, ("linear",)),
+    ):
+        found, entries = tree.dense({"params": {"head": head}}, "head")
+        assert found == ("params", "head", *path)
+        assert set(entries) == set(head.get("linear", head))
+        part = tree.nest(found, entries)
+        assert jax.tree.structure(part) == jax.tree.structure({"params": {"head": head}})
+    for head in (
+        {"a": {"kernel": kernel}, "b": {"kernel": kernel}},
+        {"kernel": jnp.ones((1, 1, 3, 2)), "bias": bias},
+        {"scale": bias, "bias": bias},
+    ):
+        assert tree.dense({"params": {"head": head}}, "head") == ((), {})

@@ -135,13 +135,13 @@ def crt(
 
 def _normalised(variables: Variables, head: str, tau: float) -> Variables:
     """tau-norm: each class's weights [d] divided by the tau-th power of their length, the bias 0."""
-    layer = variables["params"][head]
-    kernel = layer.get("kernel")
-    if kernel is None or kernel.ndim != 2:
+    path, layer = tree.dense(variables, head)
+    if not layer:
         raise UserError(
             "config.crt.classifier: found 'normalise', expected 'retrain', as the classifier is no dense layer"
         )
+    kernel = layer["kernel"]
     length = jnp.sqrt(jnp.sum(jnp.square(kernel), 0, keepdims=True))
     length = jnp.where(length > 0, length, jnp.ones_like(length))
-    layer = {name: jnp.zeros_like(part) for name, part in layer.items()} | {"kernel": kernel / length**tau}
-    return {**variables, "params": {**variables["params"], head: layer}}
+    new = {name: jnp.zeros_like(part) for name, part in layer.items()} | {"kernel": kernel / length**tau}
+    return tree.merge(variables, tree.nest(path, new))

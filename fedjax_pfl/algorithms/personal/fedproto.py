@@ -75,17 +75,16 @@ def fedproto(training: Training, *, lam: float = 1.0, weighting: str = "uniform"
 
     def nearest(server: Prototypes, client: Client, id: ClientId) -> Variables:
         """The client's model with the prototypes as its classifier."""
-        head = training.layers[-1]
-        params = client.variables["params"]
+        path, _ = tree.dense(client.variables, training.layers[-1])
         known, C = server.has & client.owns, server.mean
         never = jnp.full_like(C[:, 0], jnp.finfo(C.dtype).min / 2)  # finite, and below any other logit
         bias = jnp.where(known, -jnp.sum(jnp.square(C), -1) / 2, never)
         kernel = jnp.where(known[:, None], C, jnp.zeros_like(C)).T
-        model = {**client.variables, "params": {**params, head: {"kernel": kernel, "bias": bias}}}
+        model = tree.merge(client.variables, tree.nest(path, {"kernel": kernel, "bias": bias}))
         return tree.where(jnp.any(known), model, client.variables)
 
     def init_client(variables: Variables) -> Client:
-        if inference == "prototype" and set(variables["params"][training.layers[-1]]) != {"kernel", "bias"}:
+        if inference == "prototype" and "bias" not in tree.dense(variables, training.layers[-1])[1]:
             raise UserError(
                 "config.fedproto.inference: found 'prototype', expected 'head', as the model's classifier has no bias"
             )

@@ -328,11 +328,11 @@ def prrfl(
         how=training.how,
         observe=training.observe,
         validates=det and score_on == "validation",
-        summary=_together,
+        summary=_one_report,
     )
 
 
-def _together(reports: Sequence[Report]) -> Report:
+def _one_report(reports: Sequence[Report]) -> Report:
     """The report of a round whose epochs were exchanges of their own."""
     first, last = reports[0], reports[-1]
     train = last.train
