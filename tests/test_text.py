@@ -241,7 +241,6 @@ def _safetensors_torn(folder):
         (lambda f: (f / "merges.txt").unlink(), "is not a whole folder of a clip encoder"),
         (lambda f: (f / "vocab.json").write_text("[]"), "is not a whole folder of a clip encoder"),
     ],
-    ids=str,
 )
 def test_a_damaged_encoder_is_one_line(clip, tmp_path, damage, message):
     folder = copy(clip, tmp_path / "encoder")
