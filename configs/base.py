@@ -212,7 +212,12 @@ def get_config() -> ConfigDict:
             dropout_dense=0.5,  # before the classifier
             impl="auto",
         ),
-        cnn_digit=dict(norm="batch", dropout=0.5, impl="auto"),  # KD3A's digit CNN
+        cnn_digit=dict(
+            width=1.0,  # factor of all widths; 1 = KD3A's digit CNN
+            norm="batch",
+            dropout=0.5,
+            impl="auto",
+        ),
         vgg16_slim=dict(
             bias_fc2=False,  # a bias in the classifier (PRR-FL's "biased" variant)
             norm="batch",  # batch | group | none
@@ -318,6 +323,8 @@ def get_config() -> ConfigDict:
             factor=0.5,
             final=0.0,  # learning rate at the end of cosine
             warmup=0,  # rounds of linear warm-up
+            period=0,  # rounds until cosine is at its end (then it rises again); 0 = all
+            lag=0,  # the schedule starts so many rounds later
         ),
         weight_decay=0.0,  # added to the gradient before momentum
         clip=0.0,  # largest norm of a gradient; 0 = no clipping
@@ -346,6 +353,7 @@ def get_config() -> ConfigDict:
         model="personal",  # the model that chooses the best round: personal | global
         metric="",  # the validation metric that chooses it; "" = macro_f1 (single label), c_ap (multi), dice (masks)
         best_from=0.0,  # share of the rounds before which no round can be the best (PRR-FL: 0.8)
+        cross=False,  # at the end also every client's model on every client's test data: "cross" of summary.json
         retrogress=False,  # score models before and after each round's local training, on validation data: plots/retrogress.png
     )
     config.score = dict(
@@ -468,5 +476,40 @@ def get_config() -> ConfigDict:
             str
         ),  # prototypes are exchanged with the models, round (paper), or after each epoch (reference)
         reset=placeholder(bool),  # each round begins with prototypes of ones; paper: no, reference: yes
+    )
+    config.kd3a = dict(  # a round is one epoch of the paper
+        target="",  # name of the client whose labels are not used; "" = the last
+        fidelity="paper",  # paper | reference (the released code); sets what is None below
+        epoch_samples=0,  # examples of a party in an epoch, never more than it has; 0 = all
+        communications=1.0,  # r for each so many examples: 1 or more, or 0.2 or 0.5; config.rounds counts communications
+        gate=(0.9, 0.95),  # confidence gate at the first round, and after the last
+        votes=placeholder(str),  # soft (paper) | hard (reference) | sum | max | min | mean | median | mode
+        teachers=placeholder(str),  # the voting models run in mode evaluation (paper) | train (reference)
+        mixup=2.0,  # a of Beta(a, a); 0 = no mixup
+        mixup_weights=placeholder(bool),  # a mixed label keeps its own image's weight; paper: yes, reference: no
+        focus=placeholder(str),  # leave_one_out (paper) | shapley (reference)
+        permutations=0,  # orders of the sources that the Shapley value samples; 0 = exact up to 12 sources
+        target_share=placeholder(str),  # the target's domain weight by examples (paper) | confidence (reference)
+        by_examples=placeholder(bool),  # a source's focus counts times its examples; paper: yes, reference: no
+        momentum=0.9,  # share of the old domain weights
+        rounded=placeholder(bool),  # domain weights have 4 digits; paper: no, reference: yes
+        heads=placeholder(str),  # shared (paper) | own (reference: each party's classifier stays with it)
+        bn_mmd=True,  # batch norm's running statistics are averaged too; False: they stay
+        second_moments=placeholder(bool),  # their second moments, not variances, are; paper: yes, reference: no
+        poisoned="",  # name of a source with wrong labels
+        poison=0.0,  # share of them
+        det=False,  # personal models and deputies; what follows is theirs
+        sub_epochs=5,  # of a round, each with a stage of its own
+        all_data=False,  # each sub-epoch has as many batches as a round otherwise ("adddata")
+        stages="det",  # det | recover_exchange | recover | exchange | fixed (recover once, then exchange)
+        lambda1=0.7,  # Recover while the deputy's score is under this share of the personal model's
+        lambda2=0.9,  # Sublimate once it has this share
+        score_on=placeholder(str),  # what both are scored on: validation (paper) | train (reference)
+        temperature=1.0,  # T of the KL terms
+        fade_personal="none",  # weights of its two terms: none (1, 1) | min (labels' falls, KL's grows) | max (reverse)
+        fade_deputy="none",
+        fade_rounds=40,  # rounds until the falling weight is 0; it goes on falling
+        recover_weights=(1.0, 1.0),  # of the deputy's labels and KL in Recover
+        upload="deputy",  # deputy | personal
     )
     return config

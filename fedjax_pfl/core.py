@@ -93,6 +93,7 @@ class Algorithm(NamedTuple):
     shared_model: Callable[[Server, Client, ClientId], Variables] | None = None
     """What travels, as this client would use it, where the client uses a model of its own instead (PRR-FL's deputy)."""
     validates: bool = False  # whether a round reads the clients' validation examples
+    describe: Callable[[Server], dict[str, Array]] = lambda server: {}  # numbers of each client to log, {name: [N]}
 
 
 class Model(NamedTuple):
@@ -171,6 +172,7 @@ def compose(
     observe: Observe | None = None,
     validates: bool = False,
     summary: Callable[[Sequence[Report]], Report] = lambda reports: reports[-1],
+    describe: Callable[[Server], dict[str, Array]] = lambda server: {},
 ) -> Algorithm:
     """The algorithm whose round is these exchanges, one after the other.
 
@@ -185,6 +187,7 @@ def compose(
         observe: scores a model on a client's validation examples; each client then reports a `Curve`.
         validates: the exchanges read validation examples themselves.
         summary: the round's report, from those of the exchanges.
+        describe: what the server thinks of each client, to be logged.
     """
     inner_own = own
     if observe is not None:
@@ -220,6 +223,7 @@ def compose(
         global_model,
         None if own is None or shared is None else shared_model,
         validates or observe is not None,
+        describe,
     )
 
 

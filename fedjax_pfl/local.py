@@ -83,6 +83,11 @@ class Training(NamedTuple):
     """(variables, a client's data, key=None) -> its metric in evaluation mode; with a key on augmented inputs."""
     observe: Observe | None = None  # for `core.compose`
     sampler: str = "instance"  # a name in `SAMPLERS`: which rows an epoch sees
+    clients: tuple[str, ...] = ()  # names of those that train, for methods in which one is special
+    sizes: tuple[int, ...] = ()  # and their numbers of training examples
+    init: Callable[[Key[Array, ""]], Variables] | None = (
+        None  # a fresh model, for what clients begin with by themselves
+    )
 
     def order(self, data: ClientData, key: Key[Array, ""]) -> Int[Array, " n_max"]:
         """The rows of one epoch: its batches are the first `count` of them."""
@@ -190,6 +195,7 @@ def train_on(
     loss: Loss | None = None,
     epochs: int | None = None,
     begin: Callable[[Variables, Key[Array, ""]], Variables] = lambda variables, key: variables,
+    limit: Callable[[Int[Array, ""]], Any] | None = None,
 ) -> tuple[Variables, Any, Metrics]:
     """E epochs of mini-batches, each epoch in a fresh random order (or of a fresh draw, by the sampler), from an optimiser's
     state.
@@ -203,6 +209,7 @@ def train_on(
 
     Args:
         begin: changes the variables before each epoch.
+        limit: the most steps of an epoch, given its number 0, 1, ...; None: as many as there are batches.
 
     Returns:
         The trained variables, the optimiser's state, and the loss summed over the examples seen.
@@ -237,7 +244,8 @@ def train_on(
         order = training.order(data, jax.random.fold_in(key_e, 0))
         order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
         carry = (params, rest, opt_state, metrics, order, jax.random.fold_in(key_e, 1))
-        carry = jax.lax.fori_loop(0, steps, step, carry)
+        most = steps if limit is None else jnp.minimum(steps, jnp.asarray(limit(e), steps.dtype))
+        carry = jax.lax.fori_loop(0, most, step, carry)
         return carry[:4]
 
     params, rest = _parts(variables)
@@ -360,22 +368,36 @@ SCHEDULES = ("constant", "step", "exponential", "cosine")
 
 
 def schedule(
-    name: str, lr: float, *, rounds: int, every: int = 1, factor: float = 0.5, final: float = 0.0, warmup: int = 0
+    name: str,
+    lr: float,
+    *,
+    rounds: int,
+    every: int = 1,
+    factor: float = 0.5,
+    final: float = 0.0,
+    warmup: int = 0,
+    period: int = 0,
+    lag: int = 0,
 ) -> Callable[[Round], Float[Array, ""]]:
     """The client learning rate of round r = 0, 1, ...
 
     constant: lr. step: lr * factor^floor(r / every). exponential: lr * factor^(r / every). cosine: from lr at round 0 to
-    `final` at round `rounds`. With `warmup` w > 0 round r < w uses (r + 1) / w of it.
+    `final` at round `rounds`; or at round `period`, and up again after it. With `warmup` w > 0 round r < w uses (r + 1) / w of it.
+    With `lag` l > 0 rounds 0 ... l all have the rate of round 0, and round r that of r - l.
     """
 
     def rate(round: Round) -> Float[Array, ""]:
-        r = jnp.asarray(round, jnp.result_type(float))
+        now = jnp.asarray(round, jnp.result_type(float))
+        r = jnp.maximum(now - lag, 0)
         value = {
             "constant": lambda: jnp.full_like(r, lr),
             "step": lambda: lr * factor ** jnp.floor(r / every),
             "exponential": lambda: lr * factor ** (r / every),
-            "cosine": lambda: final + (lr - final) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(r / rounds, 1.0))),
+            "cosine": lambda: (
+                final
+                + (lr - final) * 0.5 * (1 + jnp.cos(jnp.pi * (r / period if period else jnp.minimum(r / rounds, 1.0))))
+            ),
         }[name]()
-        return value * jnp.minimum((r + 1) / warmup, 1.0) if warmup else value
+        return value * jnp.minimum((now + 1) / warmup, 1.0) if warmup else value
 
     return rate

@@ -154,6 +154,37 @@ def clients_of(records: Sequence[Record]) -> list[str]:
     return sorted({k.removeprefix(p) for r in records for p in prefixes for k in r if k.startswith(p)})
 
 
+def described(records: Sequence[Record], folder: Path) -> bool:
+    """Draw what the server thinks of each client over the rounds, such as KD3A's domain weights: a picture for each number.
+
+    Args:
+        records: with keys `server/<what>/client/<name>`; what has none is not drawn.
+        folder: of `<what>.png`.
+
+    Returns:
+        Whether any was drawn.
+    """
+    keys = dict.fromkeys(key for record in records for key in record if key.startswith("server/"))
+    drawn = False
+    for what in dict.fromkeys(key.split("/")[1] for key in keys):
+        figure = _figure((8, 3.6))
+        if figure is None:
+            return drawn
+        axes = figure.subplots()
+        axes.set_xlabel("round")
+        prefix = f"server/{what}/client/"
+        clients = [key for key in keys if key.startswith(prefix)][:MAX_LINES]
+        for index, key in enumerate(clients):
+            style = "-" if index < len(COLOURS) else "--"
+            label = _short(key.removeprefix(prefix))
+            _line(axes, curve(records, key), color=COLOURS[index % len(COLOURS)], linestyle=style, label=label)
+        axes.set_ylim(bottom=0)
+        _dress(axes, f"{_words(what).capitalize()} of each client", _words(what))
+        _legend(axes)
+        drawn = _save(figure, folder / f"{what}.png")
+    return drawn
+
+
 def _sawtooth(axes: Any, records: Sequence[Record], client: str) -> None:
     """One client's scores over the rounds, before and after local training, and the steps between rounds."""
 

@@ -11,9 +11,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics, multilabel, segmentation
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, metrics, multilabel, segmentation, tree
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.data import Federation
@@ -151,6 +152,7 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
             from fedjax_pfl import plots
 
             plots.training(records.records(), workdir / "plots" / "training.png", f"validation/{main}")
+            plots.described(records.records(), workdir / "plots")
             name = config.name or config.method
             plots.retrogress(
                 {name: records.records()}, workdir / "plots" / "retrogress.png", config.score.metric or main
@@ -203,6 +205,7 @@ def _rounds(
                 always = ("tuned",) if config.eval.tuned == "always" else ()
                 record = evaluation(setup, state, ("validation", "test"), ("personal", "global", "shared", *always))
                 record |= _curve(report, setup.federation.client_names)
+                record |= _described(setup, state)
                 value = record.get(f"validation/{main}")
                 record = {"round": round, "train/loss": loss, "seconds": progress.seconds, **record}
                 records.append(record)
@@ -338,7 +341,29 @@ def summarise(
         "versions": log.versions(),
         "last": last,
         "best": best,
+        **({"cross": cross(setup, state)} if config.eval.cross else {}),
     }
+
+
+def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Every client's model on every client's test split: {metric: {whose model: {whose data: value}}}.
+
+    A row without its diagonal says how a model trained at one client does elsewhere (source-only transfer).
+    """
+    names, everybody = setup.federation.client_names[: setup.trainers], np.arange(setup.trainers)
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for i, name in enumerate(names):
+
+        def of_one(state: State, client: Any, data: core.ClientData, i: int = i) -> core.Variables:
+            id = jnp.int32(i)
+            return setup.algorithm.client_model(state.server, tree.take(state.clients, id), id)
+
+        values = setup.evaluator(evaluate.Candidate(of_one), state, "test", everybody)
+        for key, value in values.items():
+            metric, _, client = key.partition("/client/")
+            if client:
+                found.setdefault(metric, {}).setdefault(name, {})[client] = value
+    return found
 
 
 def evaluate_run(
@@ -387,6 +412,15 @@ def _curve(report: core.Report, names: Sequence[str]) -> dict[str, float]:
             some = {names[i]: float(v) for i, v in zip(report.ids, values, strict=True) if i < len(names)}
             found[f"curve/{field}"] = float(np.mean(list(some.values())))
             found |= {f"curve/{field}/client/{name}": value for name, value in some.items()}
+    return found
+
+
+def _described(setup: Setup, state: State) -> dict[str, float]:
+    """Flat keys `server/<what>/client/<name>`: what the server thinks of each client that trains."""
+    found = {}
+    for what, values in jax.device_get(setup.algorithm.describe(state.server)).items():
+        names = setup.federation.client_names[: setup.trainers]
+        found |= {f"server/{what}/client/{name}": float(v) for name, v in zip(names, values, strict=True)}
     return found
 
 

@@ -70,9 +70,13 @@ def weighted_mean(stacked: Tree, weight: Float[Array, " K"]) -> Tree:
     Rows must be finite, also those of weight 0 (`core.run` sets lost uploads to 0).
     """
     weight = weight.astype(jnp.result_type(float))  # counts are exact in float32, their shares aren't
-    p = weight / jnp.sum(weight)
+    return weighted_sum(stacked, weight / jnp.sum(weight))
+
+
+def weighted_sum(stacked: Tree, weight: Float[Array, " K"]) -> Tree:
+    """sum_k weight_k x_k over the first axis of every leaf [K, ...]."""
     # A product, since XLA's sum over the first axis takes fifty times as long on a CPU.
-    return jax.tree.map(lambda x: jnp.tensordot(p.astype(x.dtype), x, 1, precision="highest"), stacked)
+    return jax.tree.map(lambda x: jnp.tensordot(weight.astype(x.dtype), x, 1, precision="highest"), stacked)
 
 
 def split(variables: Tree, where: Where) -> tuple[Tree, Tree]:

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},
     "crt": {"start": 2},
+    "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 
 ROUNDS = toy.ROUNDS[:4]

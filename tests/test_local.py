@@ -325,6 +325,17 @@ FORMULAS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("period", "round", "expected"),
+    [(100, 0, 0.05), (100, 1, 0.05), (100, 2, 0.0499879), (100, 99, 0.0010483), (100, 101, 0.001), (100, 199, 0.0499517),
+     (100, 19, 0.046186)],
+)  # fmt: skip
+def test_kd3a_s_learning_rate(period, round, expected):
+    """METHODS.md 6.7: a round late, and with the configured epochs as its half period whatever the number of rounds."""
+    rate = local.schedule("cosine", 0.05, rounds=200, final=0.001, lag=1, period=period)
+    np.testing.assert_allclose(rate(jnp.int32(round)), expected, rtol=2e-5)
+
+
 @pytest.mark.parametrize("warmup", [0, 4])
 @pytest.mark.parametrize("name", local.SCHEDULES)
 def test_schedules(name, warmup):

@@ -72,6 +72,14 @@ def variables(batch_norm: bool = True, dtype: Any = np.float64) -> Variables:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), model)
 
 
+def another(key: Array) -> Variables:
+    """A model of its own for each key."""
+    start = variables()
+    keys = jax.random.split(key, len(jax.tree.leaves(start)))
+    keys = jax.tree.unflatten(jax.tree.structure(start), list(keys))
+    return jax.tree.map(lambda leaf, key: leaf + jax.random.uniform(key, leaf.shape, leaf.dtype), start, keys)
+
+
 @functools.cache
 def rows(counts: tuple[int, ...] = COUNTS) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """For each client x [count, FEATURES] and y [count]; each client's x have their own mean."""
@@ -202,6 +210,9 @@ def training(net: nn.Module | None = None, solver: dict[str, float] = SOLVER, **
         "how": "map",
         "rounds": len(ROUNDS),
         "score": score.build(network_of(net or Net()), score.metric("single"), batch_size=4),
+        "clients": tuple(f"c{k}" for k in range(N)),
+        "sizes": COUNTS,
+        "init": another,
     }
     return Training(**{**fields, **changes})
 

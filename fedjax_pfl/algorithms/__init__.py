@@ -20,6 +20,7 @@ from fedjax_pfl.algorithms.personal.fedproto import fedproto
 from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
+from fedjax_pfl.algorithms.transfer.kd3a import kd3a
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.local import Training
 
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "crt": crt,
     "fedlgt": fedlgt,
     "prrfl": prrfl,
+    "kd3a": kd3a,
 }
 
 

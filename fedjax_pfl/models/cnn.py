@@ -6,6 +6,7 @@ Where theirs pool after the bias and a ReLU, these pool before: the same functio
 import flax.linen as nn
 import jax
 
+from fedjax_pfl.errors import UserError
 from fedjax_pfl.models.conv import Conv, Dropout, max_pool
 from fedjax_pfl.models.layers import Classifier, Dense, check_images, check_rate, norm
 
@@ -147,10 +148,15 @@ class CNNDigit(Classifier):
         return self.linear(self.maps(x, train, mask).reshape(x.shape[0], -1), train, mask)
 
 
-def cnn_digit(num_classes: int, *, norm: str = "batch", dropout: float = 0.5, impl: str = "auto") -> CNNDigit:
+def cnn_digit(
+    num_classes: int, *, width: float = 1.0, norm: str = "batch", dropout: float = 0.5, impl: str = "auto"
+) -> CNNDigit:
     """The Digit-5 network of KD3A (Feng et al., ICML 2021, arXiv 2011.09757).
 
     Their classifier is a network of its own with the one entry `linear.fc`; here it is `fc`.
     """
     check_rate(dropout, "model.cnn_digit.dropout")
-    return CNNDigit(num_classes, norm, dropout, impl)
+    if width <= 0:
+        raise UserError(f"config.model.cnn_digit.width: found {width}, expected more than 0")
+    a, b, c, d, e = (max(1, round(width * full)) for full in (64, 64, 128, 3072, 2048))
+    return CNNDigit(num_classes, norm, dropout, impl, (a, b, c), (d, e))

@@ -1,0 +1,1 @@
+"""Transfer from labelled clients to an unlabelled one."""
