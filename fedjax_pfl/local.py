@@ -382,21 +382,19 @@ def schedule(
     """The client learning rate of round r = 0, 1, ...
 
     constant: lr. step: lr * factor^floor(r / every). exponential: lr * factor^(r / every). cosine: from lr at round 0 to
-    `final` at round `rounds`; or at round `period`, and up again after it. With `warmup` w > 0 round r < w uses (r + 1) / w of it.
-    With `lag` l > 0 rounds 0 ... l all have the rate of round 0, and round r that of r - l.
+    `final` at round `rounds`; or at round `period`, and up again after it. With `warmup` w > 0 round r < w uses (r + 1) / w
+    of it. With `lag` l > 0 rounds 0 ... l all have the rate of round 0, and round r that of r - l.
     """
 
     def rate(round: Round) -> Float[Array, ""]:
         now = jnp.asarray(round, jnp.result_type(float))
         r = jnp.maximum(now - lag, 0)
+        past = r / period if period else jnp.minimum(r / rounds, 1.0)
         value = {
             "constant": lambda: jnp.full_like(r, lr),
             "step": lambda: lr * factor ** jnp.floor(r / every),
             "exponential": lambda: lr * factor ** (r / every),
-            "cosine": lambda: (
-                final
-                + (lr - final) * 0.5 * (1 + jnp.cos(jnp.pi * (r / period if period else jnp.minimum(r / rounds, 1.0))))
-            ),
+            "cosine": lambda: final + (lr - final) * 0.5 * (1 + jnp.cos(jnp.pi * past)),
         }[name]()
         return value * jnp.minimum((now + 1) / warmup, 1.0) if warmup else value
 

@@ -333,7 +333,7 @@ FORMULAS = {
 def test_kd3a_s_learning_rate(period, round, expected):
     """METHODS.md 6.7: a round late, and with the configured epochs as its half period whatever the number of rounds."""
     rate = local.schedule("cosine", 0.05, rounds=200, final=0.001, lag=1, period=period)
-    np.testing.assert_allclose(rate(jnp.int32(round)), expected, rtol=2e-5)
+    np.testing.assert_allclose(rate(jnp.int32(round)), expected, atol=5e-8)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])
