@@ -512,4 +512,12 @@ def get_config() -> ConfigDict:
         recover_weights=(1.0, 1.0),  # of the deputy's labels and KL in Recover
         upload="deputy",  # deputy | personal
     )
+    config.fedhealth = dict(
+        public="",  # name of the client whose data are the server's; "" = the first
+        cloud_rounds=5,  # in which the server trains on them; later the users do
+        eta=0.01,  # weight of the CORAL loss
+        tuned_layers=1,  # how many of the last layers are transferred; with 1 the features are frozen, and CORAL has no effect
+        transfer_epochs=0,  # 0 = client.epochs
+        weighting="examples",
+    )
     return config

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},
     "crt": {"start": 2},
+    "fedhealth": {"cloud_rounds": 1, "tuned_layers": 2, "eta": 2.0},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 
@@ -178,10 +179,11 @@ def test_donation(play):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_all_uploads_lost(play):
+def test_all_uploads_lost(play, name):
     """The server stays bit for bit; the round counts; the clients trained all the same."""
     ids, _ = ROUNDS[1]
     before, after = play.states[1], again(play, 1, lost=ids)
     identical(after.server, before.server)
     assert after.round == before.round + 1
-    identical(after.clients, play.states[2].clients)
+    if name != "fedhealth":  # whose users take over in a round what the server has just made
+        identical(after.clients, play.states[2].clients)

@@ -20,6 +20,7 @@ from fedjax_pfl.algorithms.personal.fedproto import fedproto
 from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
+from fedjax_pfl.algorithms.transfer.fedhealth import fedhealth
 from fedjax_pfl.algorithms.transfer.kd3a import kd3a
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.local import Training
@@ -45,6 +46,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedlgt": fedlgt,
     "prrfl": prrfl,
     "kd3a": kd3a,
+    "fedhealth": fedhealth,
 }
 
 

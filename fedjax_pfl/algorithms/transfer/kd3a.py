@@ -6,7 +6,6 @@ round here is one epoch of the paper. With `det` each source keeps a personal mo
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +13,13 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Key
 
-from fedjax_pfl import local, losses, tree, vote
+from fedjax_pfl import local, losses, roles, tree, vote
 from fedjax_pfl.algorithms.personal.prrfl import EXCHANGE, RECOVER, next_stage
 from fedjax_pfl.core import (
     Algorithm,
     Cohort,
     Exchange,
     Metrics,
-    Report,
     Round,
     State,
     Variables,
@@ -221,17 +219,6 @@ def kd3a(
 
     def kept(variables: Variables) -> Any:
         return tree.split(variables, keep(variables))[0] if keep else ()
-
-    def sources(cohort: Cohort) -> Cohort:
-        """The target's row, if there, becomes padding; there are never more than K rows."""
-        order = jnp.argsort((cohort.ids == t) | (cohort.ids >= N), stable=True)[: min(cohort.ids.shape[0], K)]
-        cohort = jax.tree.map(lambda leaf: jnp.take(leaf, order, axis=0), cohort)
-        return _only(cohort, cohort.ids != t, N)
-
-    def the_target(cohort: Cohort) -> Cohort:
-        row = jnp.argmax(cohort.ids == t)[None]
-        cohort = jax.tree.map(lambda leaf: jnp.take(leaf, row, axis=0), cohort)
-        return _only(cohort, cohort.ids == t, N)
 
     # 1. a source ------------------------------------------------------------------------------------------------------
     def labels(y: Array, poisons: Array) -> Array:
@@ -434,6 +421,7 @@ def kd3a(
         return Upload(tree.merge(download.variables, download.statistics)), client, Metrics(zero, none, none, zero)
 
     # the whole ------------------------------------------------------------------------------------------------------------
+    sources, the_target = functools.partial(roles.others, id=t, n=N), functools.partial(roles.one, id=t, n=N)
     exchanges = [
         Exchange(lambda server, id: Download(server.variables), train_source, remember, sources),
         Exchange(lambda server, id: Download(server.variables, server.knowledge), train_target, average, the_target),
@@ -460,7 +448,7 @@ def kd3a(
         how=training.how,
         observe=training.observe,
         validates=scored and score_on == "validation",
-        summary=_both,
+        summary=lambda reports: roles.both(reports[0], reports[1]),
         describe=lambda server: {"domain_weight": server.alpha},
     )
     return (
@@ -496,13 +484,6 @@ def _model(variables: Variables) -> Variables:
     return {name: part for name, part in variables.items() if name != "kd3a"}
 
 
-def _only(cohort: Cohort, chosen: Array, n: int) -> Cohort:
-    """The cohort with the rows that aren't chosen as padding: number n, weight 0, no examples."""
-    ids = jnp.where(chosen, cohort.ids, n)
-    count = jnp.where(chosen, cohort.data.count, 0)
-    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count))
-
-
 def _match_moments(averaged: Variables, parties: Variables, mean: Any) -> Variables:
     """The mean of the parties' normal distributions by first and second moment: E[h^2] is averaged, not the variance."""
     flat: dict[Any, Any] = dict(traverse_util.flatten_dict(averaged))  # pyright: ignore
@@ -512,13 +493,3 @@ def _match_moments(averaged: Variables, parties: Variables, mean: Any) -> Variab
             beside = (*path[:-1], "mean")
             flat[path] = mean(each[path] + each[beside] ** 2) - flat[beside] ** 2
     return traverse_util.unflatten_dict(flat)
-
-
-def _both(reports: Sequence[Report]) -> Report:
-    """The sources' and the target's report as one."""
-    sources, target = reports[0], reports[1]
-    ids, train, finite = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves),
-        *((report.ids, report.train, report.finite) for report in (sources, target)),
-    )
-    return Report(ids, train, finite, sources.server_finite & target.server_finite)

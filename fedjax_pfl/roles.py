@@ -1,0 +1,37 @@
+"""Parts of a cohort, for methods in which one client is special; each is a `select` of an `Exchange`."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from fedjax_pfl.core import Cohort, Report
+
+
+def one(cohort: Cohort, id: int, n: int) -> Cohort:
+    """A cohort of one row: the client `id` of n, or padding where it isn't there."""
+    row = jnp.argmax(cohort.ids == id)[None]
+    cohort = jax.tree.map(lambda leaf: jnp.take(leaf, row, axis=0), cohort)
+    return _only(cohort, cohort.ids == id, n)
+
+
+def others(cohort: Cohort, id: int, n: int) -> Cohort:
+    """The cohort without the client `id` of n: its row becomes padding. There are never more than n - 1 rows."""
+    order = jnp.argsort((cohort.ids == id) | (cohort.ids >= n), stable=True)[: min(cohort.ids.shape[0], n - 1)]
+    cohort = jax.tree.map(lambda leaf: jnp.take(leaf, order, axis=0), cohort)
+    return _only(cohort, cohort.ids != id, n)
+
+
+def _only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
+    """The rows that aren't chosen as padding: number n, weight 0, no examples."""
+    ids = jnp.where(chosen, cohort.ids, n)
+    count = jnp.where(chosen, cohort.data.count, 0)
+    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count))
+
+
+def both(some: Report, rest: Report) -> Report:
+    """The report of a round in which these were two exchanges' clients."""
+    ids, train, finite = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves),
+        *((report.ids, report.train, report.finite) for report in (some, rest)),
+    )
+    return Report(ids, train, finite, some.server_finite & rest.server_finite)
