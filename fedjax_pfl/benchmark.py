@@ -51,6 +51,7 @@ LABELS = 20
 OFF = ("flip_vertical", "shift", "scale", "rotate", "shift_scale_rotate_p", "crop_padding")
 OFF += ("brightness", "brightness_p", "contrast", "contrast_p")
 FLIPS = ConfigDict({**dict.fromkeys(OFF, 0), "flip_horizontal": 0.5, "mean": (0.0,), "std": (1.0,)})
+HALVES = ConfigDict({**FLIPS, "flip_horizontal": 0, "mean": (0.5,), "std": (0.5,)})  # inputs from -1 to 1
 
 
 def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
         ("round against PyTorch", against_torch),
         ("FedLGT's round against PyTorch", fedlgt_against_torch),
         ("PRR-FL's round against PyTorch", prrfl_against_torch),
+        ("KD3A's epoch against PyTorch", kd3a_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
         ("peak memory (MiB) by population", by_population),
@@ -155,6 +157,33 @@ def prrfl_against_torch(repeats: int = 2, clients: int = 3, epochs: int = 3) -> 
         "ratio DET / FedAvg": times["det"] / times["fedavg"],
         **_compared(whole, theirs, repeats, n * epochs),
     }
+
+
+def kd3a_against_torch(repeats: int = 3, clients: int = 5, width: float = 0.5) -> dict[str, Any]:
+    """An epoch of KD3A by its released code: four sources and a target x 512 images, half the digit CNN's width, batch 64."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (clients * 512, 32, 32, 3), dtype=np.uint8)
+    y = rng.integers(0, 10, len(x)).astype(np.int32)
+    model = models.build("cnn_digit", 10, width=width)
+    setup = problem.build(model, x[0], "single", augmentation=HALVES)
+    assert setup.network is not None
+    training = Training(
+        loss=setup.loss,
+        layers=model.layers,
+        lr=local.schedule("constant", 0.01, rounds=1),
+        optimizer=local.optimizer(partial(local.sgd, 0.9), weight_decay=5e-4),
+        batch_size=64,
+        network=setup.network,
+        score=score.build(setup.network, score.metric("single")),
+        clients=tuple(map(str, range(clients))),
+        sizes=(512,) * clients,
+        init=setup.init,
+    )
+    ours, compile_seconds = _play(training, setup, "kd3a", x, y, clients, {"fidelity": "reference"})
+    theirs = None
+    if util.find_spec("torch") is not None:
+        theirs = benchmark_torch.kd3a_epoch(x, y, clients, width=width, batch=64)
+    return {"compile seconds": compile_seconds, **_compared(ours, theirs, repeats, len(x))}
 
 
 def by_clients(numbers: tuple[int, ...] = (10, 100, 1000)) -> dict[str, float]:

@@ -169,6 +169,114 @@ def prrfl_round(
     return play
 
 
+def kd3a_epoch(x: np.ndarray, y: np.ndarray, clients: int, *, width: float, batch: int) -> Callable[[], None]:
+    """An epoch of KD3A by its released code: clients - 1 sources, then the target, the last client; SGD 0.01, momentum 0.9.
+
+    Args:
+        x, y: [n, 32, 32, 3] uint8 and [n], an equal share of each client's.
+        width: factor of the digit CNN's widths.
+    """
+    import itertools
+
+    import torch
+    from torch import nn
+
+    functional = nn.functional
+    torch.manual_seed(0)
+    K = clients - 1
+    nets = [_cnn_digit(width) for _ in range(clients)]
+    optimizers = [torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=5e-4) for net in nets]
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().reshape(clients, -1, 3, 32, 32)
+    labels = torch.from_numpy(y).long().reshape(clients, -1)
+    gate = 0.9
+    orders = list(itertools.permutations(range(K)))
+
+    def inputs(k: int, some: Any) -> Any:
+        return images[k, some].float() / 127.5 - 1
+
+    def vote(m: Any, own: Any) -> tuple[Any, Any, Any]:
+        """Of confidences [S, B] and classes [S, B]: the class, its score and the weight."""
+        sure = m > gate
+        heard = torch.where(sure.any(0), m * sure, m)
+        score = torch.zeros(m.shape[1], 10).scatter_add_(1, own.T, heard.T)
+        best, label = score.max(1)
+        return label, best, sure.any(0).float()
+
+    def source(k: int) -> None:
+        order = torch.randperm(labels.shape[1])
+        for first in range(0, len(order), batch):
+            some = order[first : first + batch]
+            optimizers[k].zero_grad()
+            functional.cross_entropy(nets[k](inputs(k, some)), labels[k, some]).backward()
+            optimizers[k].step()
+
+    def play() -> None:
+        for net in nets:
+            net.train()
+        for k in range(K):
+            source(k)
+        focus, confident = torch.zeros(K), 0.0
+        order = torch.randperm(labels.shape[1])
+        for first in range(0, len(order), batch):
+            image = inputs(K, order[first : first + batch])
+            with torch.no_grad():
+                P = torch.stack([functional.softmax(nets[k](image), 1) for k in range(K)])
+            m, own = P.max(2)
+            label, _, weight = vote(m, own)
+            confident += float(weight.sum())
+            quality = {(): 0.0}
+            for size in range(1, K + 1):
+                for some in itertools.combinations(range(K), size):
+                    _, best, counts = vote(m[list(some)], own[list(some)])
+                    quality[some] = float((best * counts).sum())
+            for permuted in orders:
+                for i, k in enumerate(permuted):
+                    before, after = tuple(sorted(permuted[:i])), tuple(sorted(permuted[: i + 1]))
+                    focus[k] += (quality[after] - quality[before]) / len(orders)
+            lam, other = float(np.random.beta(2, 2)), torch.randperm(len(image))
+            target = functional.one_hot(label, 10).float()
+            target = lam * target + (1 - lam) * target[other]
+            optimizers[K].zero_grad()
+            z = nets[K](lam * image + (1 - lam) * image[other])
+            (-(weight[:, None] * target * functional.log_softmax(z, 1)).sum(1).mean()).backward()
+            optimizers[K].step()
+        first = confident / len(order) / clients
+        focus = focus if focus.sum() > 0 else focus + 1e-3
+        alpha = [*((1 - first) * focus / focus.sum()).tolist(), first]
+        states = [net.state_dict() for net in nets]
+        with torch.no_grad():
+            for name, value in states[0].items():
+                if value.is_floating_point() and not name.startswith("fc."):
+                    mean = sum(a * state[name] for a, state in zip(alpha, states, strict=True))
+                    for state in states:
+                        state[name].copy_(mean)
+
+    return play
+
+
+def _cnn_digit(width: float) -> Any:
+    """`models.cnn_digit` for 32 x 32 pixels and 10 classes."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    a, b, c, d, e = (round(width * full) for full in (64, 64, 128, 3072, 2048))
+    layers: list[tuple[str, Any]] = []
+    for i, (inputs, outputs) in enumerate(((3, a), (a, b), (b, c)), start=1):
+        layers += [(f"conv{i}", nn.Conv2d(inputs, outputs, 5, padding=2)), (f"bn{i}", nn.BatchNorm2d(outputs))]
+        layers.append((f"relu{i}", nn.ReLU()))
+        if i < 3:
+            layers.append((f"pool{i}", nn.MaxPool2d(3, 2, 1)))
+    layers += [
+        ("flatten", nn.Flatten()),
+        ("fc1", nn.Linear(64 * c, d)),
+        ("bn4", nn.BatchNorm1d(d)),
+        ("relu4", nn.ReLU()),
+    ]
+    layers += [("dropout", nn.Dropout(0.5)), ("fc2", nn.Linear(d, e)), ("bn5", nn.BatchNorm1d(e)), ("relu5", nn.ReLU())]
+    return nn.Sequential(OrderedDict([*layers, ("fc", nn.Linear(e, 10))]))
+
+
 def _vgg16_slim() -> Any:
     """The network of PRR-FL, as `models.vgg16_slim`: features and logits."""
     from collections import OrderedDict

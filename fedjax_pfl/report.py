@@ -77,7 +77,7 @@ def run(
     rows = [row for split in SPLITS for row in _rows(found, split, metrics, which)]
     if not rows:
         raise UserError(f"--runs: no run in {found[0].path.parent} was evaluated on a test split")
-    text = _markdown(rows, which)
+    text = _markdown(rows, which) + _transfer(found, which)
     folder = Path(output or os.path.commonpath([run.path for run in found]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -442,6 +442,54 @@ def _retrogress(runs: Sequence[Run]) -> str:
             "| --- | --- | --- | --- |",
             *lines,
         ]
+    )
+
+
+def _transfer(runs: Sequence[Run], which: str) -> str:
+    """Of runs with an unlabelled client (config.kd3a.target): how well it does, and the mean over the others; else ''.
+
+    A run's method is its name without '-<target>'. Runs with a cross table stand for every target at once: its diagonal is a
+    model trained with the target's labels, the rest of a column what other clients' models do there.
+    """
+    targets = dict.fromkeys(run.summary["target"] for run in runs if run.summary.get("target"))
+    if not targets:
+        return ""
+    metric = runs[0].summary["main_metric"].rsplit("/", 1)[-1]
+    prefix = f"test/personal/{metric}/client/"
+    at: dict[str, dict[str, list[float]]] = {}  # method -> target -> a value for each run
+    others: dict[str, dict[str, list[float]]] = {}
+
+    def add(table: dict[str, dict[str, list[float]]], method: str, target: str, value: float) -> None:
+        table.setdefault(method, {}).setdefault(target, []).append(value)
+
+    for run in runs:
+        values = {k.removeprefix(prefix): v for k, v in run.summary[which].items() if k.startswith(prefix)}
+        name, target, matrix = run.summary["name"], run.summary.get("target"), run.summary.get("cross")
+        method = name.removesuffix(f"-{target}")
+        if matrix:
+            for target in (t for t in targets if t in values):
+                elsewhere = [row[target] for model, row in matrix[metric].items() if model != target]
+                add(at, f"{method}, with the target's labels", target, values[target])
+                add(at, f"{method}, another client's model, mean", target, float(np.mean(elsewhere)))
+                add(at, f"{method}, another client's model, best", target, max(elsewhere))
+                add(others, method, target, float(np.mean([v for k, v in values.items() if k != target])))
+        elif target in values:
+            add(at, method, target, values[target])
+            add(others, method, target, float(np.mean([v for k, v in values.items() if k != target])))
+
+    def table(of: dict[str, dict[str, list[float]]]) -> str:
+        lines = [f"| method | {' | '.join(targets)} | mean |", "| --- |" + " ---: |" * (len(targets) + 1)]
+        for method, row in of.items():
+            cells = [_spread(np.array(row[t])) if t in row else "" for t in targets]
+            mean = (
+                _number(float(np.mean([np.mean(v) for v in row.values()])), metric) if len(row) == len(targets) else ""
+            )
+            lines.append(f"| {method} | {' | '.join(cells)} | {mean} |")
+        return "\n".join(lines)
+
+    return (
+        f"\n## Transfer: test {metric} of the unlabelled client, each column a target\n\n{table(at)}\n"
+        f"\n### and of the other clients' own models, their mean\n\n{table(others)}\n"
     )
 
 

@@ -330,6 +330,7 @@ def summarise(
         "model": config.model.name,
         **({"labels": notes} if (notes := getattr(setup.problem.model, "notes", "")) else {}),
         "seed": config.seed,
+        **({"target": config.kd3a.target} if config.kd3a.target else {}),
         "rounds": progress.round,
         "data": setup.federation.name,
         "fingerprint": data.fingerprint(setup.federation),

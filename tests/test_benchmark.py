@@ -20,6 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
     monkeypatch.setattr(benchmark, "by_population", lambda: {"100 clients, 50 a round": 300.0})
     monkeypatch.setattr(benchmark, "pfa_against_numpy", lambda: {"ratio ours / NumPy": 0.375})
+    monkeypatch.setattr(benchmark, "kd3a_against_torch", lambda: {"ratio ours / PyTorch": 0.875})
     monkeypatch.setattr(benchmark, "prrfl_against_torch", lambda: {"ratio DET / FedAvg": 2.125})
 
 

@@ -562,3 +562,35 @@ def test_no_retrogress_where_nothing_was_scored(runs):
     assert "communication" not in text
     assert not (runs / "out" / "retrogress.png").exists()
     assert not plots.retrogress({"a": [{"round": 1}]}, runs / "x.png", "macro_f1")
+
+
+# -- transfer -----------------------------------------------------------------------------------------------------------
+
+
+def test_transfer(tmp_path):
+    """The target's value, and the others' mean, by method and target; a cross table stands for all targets."""
+
+    def values(**clients):
+        return {
+            "round": 3,
+            **{f"test/personal/macro_f1/client/{k}": v for k, v in clients.items()},
+            "test/personal/macro_f1": 0,
+        }
+
+    for seed, more in ((0, 0.0), (1, 0.1)):
+        made_up(tmp_path, "kd3a-A", seed, target="A", last=values(A=0.5 + more, B=0.8, C=0.6))
+        made_up(tmp_path, "kd3a-B", seed, target="B", last=values(A=0.9, B=0.3, C=0.7))
+    cross = {"macro_f1": {m: dict(zip("ABC", row, strict=True)) for m, row in
+                          {"A": (0.9, 0.2, 0.1), "B": (0.4, 0.8, 0.2), "C": (0.6, 0.3, 0.7)}.items()}}  # fmt: skip
+    made_up(tmp_path, "local-A", target="A", last=values(A=0.9, B=0.8, C=0.7), cross=cross)
+    text = report.run([tmp_path], which="last", mix=True)
+    assert "| kd3a | 0.550 ± 0.071 | 0.300 ± 0.000 | 0.425 |" in text
+    assert "| kd3a | 0.700 ± 0.000 | 0.800 ± 0.000 | 0.750 |" in text
+    assert "| local, with the target's labels | 0.900 | 0.800 | 0.850 |" in text
+    assert "| local, another client's model, mean | 0.500 | 0.250 | 0.375 |" in text
+    assert "| local, another client's model, best | 0.600 | 0.300 | 0.450 |" in text
+    assert "| local | 0.750 | 0.800 | 0.775 |" in text
+
+
+def test_no_transfer_without_a_target(runs):
+    assert "Transfer" not in report.run([runs], output=runs / "out")

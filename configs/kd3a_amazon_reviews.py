@@ -1,0 +1,30 @@
+"""KD3A on AmazonReview: the sentiment of reviews of books, dvd, electronics and kitchen, each the unlabelled target in turn.
+
+Paper: arXiv 2011.09757; data: Blitzer et al. 2007 in the form of Chen et al. 2012, 5,000 counts of words and pairs of words,
+2,000 training reviews a domain. Setting as in the paper (MLP 5000-1000-500-100, batch 50, lr 0.05 -> 0.001), but 20 epochs for
+its 100, and log(1 + count).
+Command: python launch.py --config=configs/kd3a_amazon_reviews.py:kd3a-books (methods: configs/kd3a.py)
+Published: not verified (METHODS.md 6.8). Measured: not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, kd3a
+
+DOMAINS = ("books", "dvd", "electronics", "kitchen")
+
+
+def get_config(variant: str = "kd3a-books") -> ConfigDict:
+    config = base.get_config()
+    config.data.source = "amazon_reviews"
+    config.data.amazon_reviews.path = "../shared/data/amazon_reviews/amazon_reviews_bow5000.npz"
+    config.data.amazon_reviews.scale = "log"
+    config.model.name = "mlp"
+    config.model.mlp.hidden = (1000, 500, 100)
+    config.rounds = 20
+    config.client.batch_size = 50
+    config.client.lr = 0.05
+    config.client.schedule.final = 0.001
+    config.eval.every = 5
+    config.checkpoint.every = 5
+    return kd3a.variant(config, variant, DOMAINS, {})

@@ -1,0 +1,55 @@
+"""KD3A, with and without deputies, on five domains of digits, each the unlabelled target in turn: kd3a_digits.py:kd3a-usps.
+
+Papers: KD3A arXiv 2011.09757; deputies: see configs/kd3a.py, which lists the methods. Targets: mnist, mnist_m, svhn, synth,
+usps.
+Data: MNIST, MNIST-M (a sample) and USPS; for SVHN photographs of digits in the street (Chars74K, 885 images, many of the same
+signs, so that train and test are not independent); for SynthDigits computer fonts on BSDS500 patches. Setting: 1,000 training
+and 1,000 test images of a domain at most, a quarter of the network's width, 15 epochs, batch 32, lr 0.02 -> 0.001. The paper's,
+on a GPU: --config.data.digit5.path=<DigitFive> and the five files' options empty, --config.data.digit5.train=25000
+--config.data.digit5.test=9000 --config.model.cnn_digit.width=1 --config.client.batch_size=128 --config.client.lr=0.05
+--config.rounds=100 --config.data.digit5.tile_usps=True
+Command: python launch.py --config=configs/kd3a_digits.py:det-usps
+Published (Digit-5, not comparable: other data and sizes), target accuracy of KD3A: MNIST 99.2, MNIST-M 87.3, SVHN 85.6, Synth
+89.4, USPS 98.5. Measured: not yet run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, kd3a
+
+DOMAINS = ("mnist", "mnist_m", "svhn", "synth", "usps")
+DATA = "../shared/data"
+EXTRA: dict[str, Mapping[str, Any]] = {
+    # a source whose labels are wrong, or that has nothing to do with digits (where it isn't the target)
+    "malicious30": {"kd3a.poisoned": "synth", "kd3a.poison": 0.3},
+    "malicious50": {"kd3a.poisoned": "synth", "kd3a.poison": 0.5},
+    "irrelevant": {"data.digit5.svhn": f"{DATA}/cifar10/cifar10_sub.npz"},
+}
+
+
+def get_config(variant: str = "kd3a-usps") -> ConfigDict:
+    config = base.get_config()
+    data = config.data.digit5
+    config.data.source = "digit5"
+    data.mnist = f"{DATA}/mnist/mnist.npz"
+    data.mnist_m = f"{DATA}/mnist_m/mnist_m_sub.npz"
+    data.usps = f"{DATA}/usps/usps_16x16.npz"
+    data.svhn = f"{DATA}/chars74k_natural/natural_digits_32x32.npz"
+    data.synth = "made"
+    data.fonts = f"{DATA}/chars74k_fonts/font_digits_28x28.npz"
+    data.backgrounds = f"{DATA}/bsds500_patches/bsds500_train_patches_64x64.npz"
+    data.domains = DOMAINS
+    data.train = data.test = 1000
+    config.augment.mean = config.augment.std = (0.5,)
+    config.model.name = "cnn_digit"
+    config.model.cnn_digit.width = 0.25
+    config.rounds = 15
+    config.client.batch_size = 32
+    config.client.lr = 0.02
+    config.client.schedule.final = 0.001
+    config.eval.every = 5
+    config.checkpoint.every = 5
+    return kd3a.variant(config, variant, DOMAINS, EXTRA)
