@@ -511,6 +511,9 @@ def get_config() -> ConfigDict:
         fade_rounds=40,  # rounds until the falling weight is 0; it goes on falling
         recover_weights=(1.0, 1.0),  # of the deputy's labels and KL in Recover
         upload="deputy",  # deputy | personal
+        personal_target=False,  # the target has a personal model too
+        target_sub_epochs=5,  # of its pass
+        target_kl=1.0,  # weight of its KL terms
     )
     config.fedhealth = dict(
         public="",  # name of the client whose data are the server's; "" = the first

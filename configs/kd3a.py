@@ -29,6 +29,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "recover_weights": {**DET, "kd3a.stages": "recover", "kd3a.recover_weights": (0.5, 1.5)},
     "exchange": {**DET, "kd3a.stages": "exchange"},
     "upload_P": {**DET, "kd3a.upload": "personal"},
+    "targetpfl5": {**DET, "kd3a.personal_target": True},
+    "targetpfl3_2kl": {**DET, "kd3a.personal_target": True, "kd3a.target_sub_epochs": 3, "kd3a.target_kl": 2.0},
     "amin": {**LOW, "kd3a.fade_personal": "min", "kd3a.fade_deputy": "min"},
     "amax": {**LOW, "kd3a.fade_personal": "max", "kd3a.fade_deputy": "max"},
     "pflmin": {**LOW, "kd3a.fade_personal": "min"},

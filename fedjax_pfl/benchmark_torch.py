@@ -224,7 +224,7 @@ def kd3a_epoch(x: np.ndarray, y: np.ndarray, clients: int, *, width: float, batc
             m, own = P.max(2)
             label, _, weight = vote(m, own)
             confident += float(weight.sum())
-            quality = {(): 0.0}
+            quality: dict[tuple[int, ...], float] = {(): 0.0}
             for size in range(1, K + 1):
                 for some in itertools.combinations(range(K), size):
                     _, best, counts = vote(m[list(some)], own[list(some)])

@@ -114,6 +114,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "kd3a.momentum": _SHARE,
     "kd3a.poison": _UP_TO_1,
     "kd3a.sub_epochs": _AT_LEAST_1,
+    "kd3a.target_sub_epochs": _AT_LEAST_1,
+    "kd3a.target_kl": _AT_LEAST_0,
     "kd3a.lambda1": _AT_LEAST_0,
     "kd3a.lambda2": _AT_LEAST_0,
     "kd3a.temperature": _POSITIVE,

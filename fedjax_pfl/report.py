@@ -464,7 +464,7 @@ def _transfer(runs: Sequence[Run], which: str) -> str:
 
     for run in runs:
         values = {k.removeprefix(prefix): v for k, v in run.summary[which].items() if k.startswith(prefix)}
-        name, target, matrix = run.summary["name"], run.summary.get("target"), run.summary.get("cross")
+        name, target, matrix = run.summary["name"], run.summary.get("target", ""), run.summary.get("cross")
         method = name.removesuffix(f"-{target}")
         if matrix:
             for target in (t for t in targets if t in values):

@@ -82,6 +82,10 @@ CASES = {
         {**REFERENCE, **DET, "fade_personal": "min", "fade_deputy": "max", "fade_rounds": 4},
         {**DET, "fade": ("min", "max"), "fade_rounds": 4},
     ),
+    "personal target": (
+        {**REFERENCE, **DET, "personal_target": True, "target_sub_epochs": 2, "target_kl": 2.0, "epoch_samples": 0},
+        {**DET, "target_sub_epochs": 2, "target_kl": 2.0},
+    ),
     "recover, weights": (
         {**REFERENCE, **DET, "stages": "recover", "recover_weights": (0.5, 1.5)},
         {**DET, "stages": "recover", "recover_weights": (0.5, 1.5)},
@@ -107,11 +111,11 @@ def batches(round, id, epoch):
     return [order[i : i + toy.BATCH] for i in range(0, count, toy.BATCH)]
 
 
-def draws(round, i, n):
-    """Lambda and the other images of the target's batch i."""
+def draws(round, epoch, i, n):
+    """Lambda and the other images of the target's batch i of a pass."""
     key = jax.random.fold_in(jax.random.key(toy.KEY), round)
     key = jax.random.fold_in(jax.random.fold_in(key, 1), TARGET)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 0), 1), i)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, epoch), 1), i)
     _, _, key_lambda, key_order, _ = jax.random.split(key, 5)
     other = local.permutation(key_order, jnp.int32(n), toy.BATCH)
     return float(jax.random.beta(key_lambda, 2.0, 2.0, dtype=jnp.float64)), np.asarray(other)[:n]
@@ -316,6 +320,7 @@ def test_heads_of_their_own():
         ({"votes": "sofd"}, "config.kd3a.votes: unknown name 'sofd' (did you mean 'soft'?)"),
         ({"communications": 0.3}, "config.kd3a.communications: found 0.3, expected 0.2, 0.5, or 1 or more"),
         ({"communications": 2.0}, "config.kd3a.epoch_samples: found 0, expected"),
+        ({"personal_target": True}, "config.kd3a.personal_target: True needs config.kd3a.det=True"),
         ({"upload": "personal"}, "config.kd3a.upload: 'personal' needs config.kd3a.det=True"),
     ],
 )

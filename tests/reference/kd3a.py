@@ -44,6 +44,8 @@ class Rules(NamedTuple):
     fade_rounds: int = 40
     recover_weights: tuple = (1.0, 1.0)
     upload: str = "deputy"
+    target_sub_epochs: int = 0  # 0: no personal target
+    target_kl: float = 1.0
 
 
 class Epoch(NamedTuple):
@@ -144,10 +146,13 @@ def kd3a(model, heads, personal_heads, data, validation, rounds, batches, draws,
         focus = ()
         there = dict(participants)
         if t0 in there:
-            optimizers[t0].lr = lr
+            optimizers[t0].lr = for_P[t0].lr = lr
             teachers = {k: dict(each) for k, each in knowledge.items()}
-            w, focus, share = learn({**G, **held[t0]}, teachers, t, data[t0][0], batches, draws, optimizers[t0], rules,
-                                    len(rounds))  # fmt: skip
+            passed = learn({**G, **held[t0]}, P, teachers, t, data[t0][0], batches, draws, (optimizers[t0], for_P[t0]), rules,
+                           len(rounds))  # fmt: skip
+            w, focus, share, stages = passed
+            seen_stages |= stages
+            uses_P[t0] = bool(rules.target_sub_epochs)
             held[t0] = {name: w[name] for name in stays}
             if there[t0]:
                 knowledge = teachers if rules.train_teachers else knowledge
@@ -218,38 +223,67 @@ def with_deputy(P, D, k, t, data, validation, batches, optimizers, rules):
     return D, seen
 
 
-def learn(w, teachers, t, x_all, batches, draws, optimizer, rules, total):
-    """The target's epoch; teachers' statistics move in place where they train. Returns its model, focus and share."""
+def learn(w, P_all, teachers, t, x_all, batches, draws, optimizers, rules, total):
+    """The target's epoch; teachers' statistics move in place where they train. Its model, the focus, its share, stages."""
     g = rules.gate[0] + (rules.gate[1] - rules.gate[0]) * t / total
     order = sorted(teachers)
     focus, confident, seen = np.zeros(len(order)), 0.0, 0
-    for i, rows in enumerate(batches(t, rules.target, 0)[: rules.most]):
-        x = x_all[rows]
-        logits = []
-        for k in order:
-            if rules.train_teachers:
-                passed, changed = forward(teachers[k], x)
-                teachers[k] |= changed
-                logits.append(passed.logits)
-            else:
-                logits.append(predict(teachers[k], x))
-        P = np.exp(log_softmax(np.stack(logits, 1)))  # [B, K, C]
-        said = [heard(p, g, rules.votes) for p in P]
-        for p in P:
-            focus += focus_of(p, g, rules.votes, rules.shapley)
-            top = p.max()
-            confident += top >= g if rules.votes == "soft" else top > g
-        seen += len(rows)
-        lam, other = draws(t, i, len(rows))
-        mixed = lam * x + (1 - lam) * x[other]
-        label, weight = np.array([s[0] for s in said]), np.array([s[1] for s in said])
-        second = weight[other] if rules.mixup_weights else weight
-        y = lam * weight[:, None] * label + (1 - lam) * second[:, None] * label[other]
-        passed, changed = forward(w, mixed)
-        p = np.exp(log_softmax(passed.logits))
-        d_z = (y.sum(1, keepdims=True) * p - y) / len(rows)
-        w = {**optimizer.step(parameters(w), backward(w, passed, d_z)), **changed}
-    return w, focus, confident / seen
+    number = max(rules.target_sub_epochs, 1)
+    b = min(len(batches(t, rules.target, 0)), rules.most)
+    stage, stages, claims = 0, set(), [[], [], []]
+    classes = len(w["head.bias"])
+    for e in range(number):
+        if rules.target_sub_epochs:
+            agreed, by_P, by_D = (np.array(c, int) for c in claims)
+            f_P, f_D = (macro_f1(by, agreed, classes) if len(agreed) else 0.0 for by in (by_P, by_D))
+            stage = choose(stage, f_P, f_D, rules)
+            stages.add(stage)
+            claims = [[], [], []]
+        for i, rows in enumerate(batches(t, rules.target, e)[: (e + 1) * b // number - e * b // number]):
+            x = x_all[rows]
+            logits = []
+            for k in order:
+                if rules.train_teachers:
+                    passed, changed = forward(teachers[k], x)
+                    teachers[k] |= changed
+                    logits.append(passed.logits)
+                else:
+                    logits.append(predict(teachers[k], x))
+            P = np.exp(log_softmax(np.stack(logits, 1)))  # [B, K, C]
+            said = [heard(p, g, rules.votes) for p in P]
+            for p in P:
+                focus += focus_of(p, g, rules.votes, rules.shapley)
+                top = p.max()
+                confident += top >= g if rules.votes == "soft" else top > g
+            seen += len(rows)
+            lam, other = draws(t, e, i, len(rows))
+            mixed = lam * x + (1 - lam) * x[other]
+            label, weight = np.array([s[0] for s in said]), np.array([s[1] for s in said])
+            second = weight[other] if rules.mixup_weights else weight
+            y = lam * weight[:, None] * label + (1 - lam) * second[:, None] * label[other]
+
+            passed, changed = forward(w, mixed)
+            d_z = by_vote(passed, y)
+            if rules.target_sub_epochs:
+                mine = P_all[rules.target]
+                passed_P, changed_P = forward(mine, mixed)
+                d_P = by_vote(passed_P, y)
+                if stage >= 2:
+                    d_P = d_P + rules.target_kl * towards(passed.logits, passed_P.logits, rules.temperature)
+                if stage <= 2:
+                    d_z = d_z + rules.target_kl * towards(passed_P.logits, passed.logits, rules.temperature)
+                for row in np.flatnonzero(y.sum(1) > 0):
+                    for claim, z in zip(claims, (y, passed_P.logits, passed.logits), strict=True):
+                        claim.append(z[row].argmax())
+                stepped = optimizers[1].step(parameters(mine), backward(mine, passed_P, d_P))
+                P_all[rules.target] = {**stepped, **changed_P}
+            w = {**optimizers[0].step(parameters(w), backward(w, passed, d_z)), **changed}
+    return w, focus, confident / seen, stages
+
+
+def by_vote(passed, y):
+    """The gradient by the logits of the mean of -sum_c y_c log p_c, whose y need not sum to 1."""
+    return (y.sum(1, keepdims=True) * np.exp(log_softmax(passed.logits)) - y) / len(y)
 
 
 def domain_weights(old, focus, share, t, sizes, rules):

@@ -28,6 +28,7 @@ from fedjax_pfl.core import (
 )
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Batch, Training
+from fedjax_pfl.score import metric as score_metric
 
 STAGES = ("det", "recover_exchange", "recover", "exchange", "fixed")
 FADES = ("none", "min", "max")
@@ -67,6 +68,8 @@ class Heard(NamedTuple):
     confident: Float[Array, ""]
     seen: Float[Array, ""]
     statistics: Any  # [K, ...], or () where teachers are evaluated
+    stage: Any = ()  # of the target's sub-epoch, where it has a personal model
+    agreed: Any = ()  # and the confusion [2, C, C] of P and D with the vote in it
 
 
 def kd3a(
@@ -105,6 +108,9 @@ def kd3a(
     fade_rounds: int = 40,
     recover_weights: tuple[float, float] = (1.0, 1.0),
     upload: str = "deputy",
+    personal_target: bool = False,
+    target_sub_epochs: int = 5,
+    target_kl: float = 1.0,
 ) -> Algorithm:
     """Sources 1..K with labels, a target 0 without; the target's labels are never read.
 
@@ -157,6 +163,9 @@ def kd3a(
             (three digits); 'max': (2 - a) CE + a KL. Both 'min': "amin".
         recover_weights: of CE and KL of the deputy in Recover ("det=1weight": 1/2, 3/2).
         upload: 'deputy', or 'personal' ("upload P"): personal models vote and are averaged.
+        personal_target: the target has a personal model too, and uses it ("targetpfl"). Having no labels, both models are
+            scored by their macro F1 against the votes of the sub-epoch before; mixed-up examples that count, as they come.
+        target_sub_epochs: of the target's pass; target_kl: weight of its KL terms ("2kl": 2).
 
     Not reproduced: learning rates that change with every batch, and the target's own initialisation, of the released script
     with deputies.
@@ -201,6 +210,8 @@ def kd3a(
         raise UserError("config.kd3a.epoch_samples: found 0, expected a number where communications is more than 1")
     if upload == "personal" and not det:
         raise UserError("config.kd3a.upload: 'personal' needs config.kd3a.det=True")
+    if personal_target and not det:
+        raise UserError("config.kd3a.personal_target: True needs config.kd3a.det=True")
     N = len(training.clients)
     K = N - 1
     if K < 1:
@@ -220,6 +231,17 @@ def kd3a(
     def kept(variables: Variables) -> Any:
         return tree.split(variables, keep(variables))[0] if keep else ()
 
+    kl = jax.vmap(functools.partial(losses.distillation, temperature=temperature))
+    macro_f1 = score_metric("single")
+
+    def shared_by(number: int, count: Array) -> Any:
+        """The limit of each of so many sub-epochs, which share the batches that a round has for a client; 0: each has all."""
+        b = training.steps_per_epoch(count)
+        b = jnp.minimum(b, batches) if batches else b
+        if number == 0:
+            return lambda e: b
+        return lambda e: (e + 1).astype(b.dtype) * b // number - e.astype(b.dtype) * b // number
+
     # 1. a source ------------------------------------------------------------------------------------------------------
     def labels(y: Array, poisons: Array) -> Array:
         wrong = poisons & (jnp.arange(y.shape[0]) < round(training.batch_size * poison))
@@ -236,7 +258,6 @@ def kd3a(
         x, y = network.inputs(batch._replace(y=labels(batch.y, told["poisons"])), key_inputs)
         _, z_P, changed_P = network.train(tree.member(variables, "P"), x, batch.mask, key_P)
         _, z_D, changed_D = network.train(tree.member(variables, "D"), x, batch.mask, key_D)
-        kl = jax.vmap(functools.partial(losses.distillation, temperature=temperature))
 
         def loss(z: Array, teacher: Array, learns: Array, weight: Array) -> Array:
             ce = network.objective(z, y, batch.mask, key_loss)
@@ -265,10 +286,6 @@ def kd3a(
             model = _model(variables)
             return Upload(model, kept(model)), client._replace(opt_state=opt_state), metrics
 
-        # How many batches the round has for this client, to be shared by its sub-epochs.
-        b = training.steps_per_epoch(data.count)
-        b = jnp.minimum(b, batches) if batches else b
-
         def begin(variables: Variables, key: Key[Array, ""]) -> Variables:
             told = variables["kd3a"]
             stage, one = told["stage"], jnp.ones_like(told["stage"])
@@ -287,10 +304,6 @@ def kd3a(
                 deputy = jnp.where(stage == RECOVER, jnp.asarray(recover_weights, dtype), deputy)
             return {**variables, "kd3a": {**told, "stage": stage, "deputy": deputy}}
 
-        def limit(e: Array) -> Array:
-            e = e.astype(b.dtype)
-            return b if all_data else (e + 1) * b // (sub_epochs * repeats) - e * b // (sub_epochs * repeats)
-
         personal, deputy = weights(round, dtype)
         told |= {
             "stage": jnp.zeros((), jnp.int32), "personal": personal, "deputy": deputy, "fading": deputy
@@ -298,7 +311,8 @@ def kd3a(
         variables = {**tree.together(P=client.P, D=download.variables), "kd3a": told}
         variables, opt_state, metrics = local.train_on(
             training, local.each(tx), variables, {"P": client.P_opt_state, "D": client.opt_state}, data, key,
-            loss=mutual, epochs=sub_epochs * repeats, begin=begin, limit=limit,
+            loss=mutual, epochs=sub_epochs * repeats, begin=begin,
+            limit=shared_by(0 if all_data else sub_epochs * repeats, data.count),
         )  # fmt: skip
         P, D = tree.member(variables, "P"), tree.member(variables, "D")
         client = Client(opt_state["D"], P, opt_state["P"], jnp.ones_like(client.own))
@@ -341,11 +355,11 @@ def kd3a(
             x, _ = network.inputs(batch._replace(y=jnp.zeros_like(batch.y)), key_inputs)
             P, statistics = jax.lax.stop_gradient(predictions(heard.statistics, x, batch.mask, key_teachers))
             said = jax.vmap(decide, (0, None, None))(P, everybody, g)
-            heard = Heard(
-                heard.focus + vote.contributions(votes, coalitions, P, batch.mask, g),
-                heard.confident + jnp.sum(jnp.where(batch.mask & sure(P, g), jnp.ones_like(said.weight), 0)),
-                heard.seen + jnp.sum(batch.mask.astype(dtype)),
-                statistics,
+            heard = heard._replace(
+                focus=heard.focus + vote.contributions(votes, coalitions, P, batch.mask, g),
+                confident=heard.confident + jnp.sum((batch.mask & sure(P, g)).astype(dtype)),
+                seen=heard.seen + jnp.sum(batch.mask.astype(dtype)),
+                statistics=statistics,
             )
             lam = jax.random.beta(key_lambda, mixup, mixup, dtype=dtype) if mixup else jnp.ones((), dtype)
             count = jnp.sum(batch.mask, dtype=jnp.int32)
@@ -356,22 +370,58 @@ def kd3a(
                 weight_other = weight
             label = lam * weight[:, None] * said.label
             label = label + (1 - lam) * weight_other[:, None] * jnp.take(said.label, other, axis=0)
-            _, z, changed = network.train(_model(variables), x, batch.mask, key_model)
-            each = -jnp.sum(label * jax.nn.log_softmax(z, -1), -1)
-            return network.over_batch(each, batch.mask), {**changed, "kd3a": heard}
+
+            def from_vote(z: Array) -> Array:
+                return network.over_batch(-jnp.sum(label * jax.nn.log_softmax(z, -1), -1), batch.mask)
+
+            if not personal_target:
+                _, z, changed = network.train(_model(variables), x, batch.mask, key_model)
+                return from_vote(z), {**changed, "kd3a": heard}
+            key_P, key_D = jax.random.split(key_model)
+            _, z_P, changed_P = network.train(tree.member(variables, "P"), x, batch.mask, key_P)
+            _, z_D, changed_D = network.train(tree.member(variables, "D"), x, batch.mask, key_D)
+
+            def learn(teacher: Array, student: Array, learns: Array) -> Array:
+                return learns.astype(dtype) * target_kl * network.over_batch(kl(teacher, student), batch.mask)
+
+            L_P = from_vote(z_P) + learn(z_D, z_P, heard.stage >= EXCHANGE)
+            L_D = from_vote(z_D) + learn(z_P, z_D, heard.stage <= EXCHANGE)
+            claimed, counts = jnp.argmax(label, -1), batch.mask & (jnp.sum(label, -1) > 0)
+            agreed = jnp.stack([macro_f1.sums(z, claimed, counts) for z in (z_P, z_D)])
+            heard = heard._replace(agreed=heard.agreed + jax.lax.stop_gradient(agreed))
+            changed = tree.together(P=changed_P, D=changed_D)
+            return L_P + L_D - jax.lax.stop_gradient(L_D), {**changed, "kd3a": heard}
+
+        def begin(variables: Variables, key: Key[Array, ""]) -> Variables:
+            if not personal_target:
+                return variables
+            heard: Heard = variables["kd3a"]
+            f_P, f_D = (macro_f1.value(heard.agreed[i]) for i in range(2))
+            stage = next_stage(heard.stage, f_P, f_D, lambda1, lambda2)
+            return {**variables, "kd3a": heard._replace(stage=stage, agreed=jnp.zeros_like(heard.agreed))}
 
         statistics = {"batch_stats": download.knowledge["batch_stats"]} if "batch_stats" in download.knowledge else {}
         zero = jnp.zeros((), dtype)
         heard = Heard(jnp.zeros((K,), dtype), zero, zero, statistics if absorbs else ())
+        tx, variables, opt_state = training.optimizer(training.lr(round)), download.variables, client.opt_state
+        number = target_sub_epochs if personal_target else 1
+        if personal_target:
+            C = network.classes
+            heard = heard._replace(stage=jnp.zeros((), jnp.int32), agreed=jnp.zeros((2, C, C), dtype))
+            tx, opt_state = local.each(tx), {"P": client.P_opt_state, "D": opt_state}
+            variables = tree.together(P=client.P, D=variables)
         variables, opt_state, metrics = local.train_on(
-            training, training.optimizer(training.lr(round)), {**download.variables, "kd3a": heard}, client.opt_state,
-            data, key, loss=loss, epochs=1, limit=(lambda e: batches) if batches else None,
+            training, tx, {**variables, "kd3a": heard}, opt_state, data, key,
+            loss=loss, epochs=number, begin=begin, limit=shared_by(number, data.count),
         )  # fmt: skip
         heard = variables["kd3a"]
-        model = _model(variables)
+        if personal_target:
+            P, model = tree.member(variables, "P"), tree.member(variables, "D")
+            client = Client(opt_state["D"], P, opt_state["P"], jnp.ones_like(client.own))
+        else:
+            model, client = _model(variables), client._replace(opt_state=opt_state)
         share = heard.confident / jnp.maximum(heard.seen, 1)
-        sent = Upload(model, (), heard.focus, share, heard.statistics)
-        return sent, client._replace(opt_state=opt_state), metrics
+        return Upload(model, (), heard.focus, share, heard.statistics), client, metrics
 
     def sure(P: Array, g: Array) -> Array:
         """Which examples count for the target's share: those of which somebody is confident."""
