@@ -1,10 +1,14 @@
 """Files and arrays as users give them: found, read and checked, with one clear line for each mistake."""
 
+import importlib
 import os
+import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +77,48 @@ class Npz:
     def words(self, key: str) -> tuple[str, ...]:
         """A list of names, or () where there is no such key."""
         return tuple(str(word) for word in self[key].tolist()) if key in self.keys else ()
+
+
+class _Arrays(pickle.Unpickler):
+    """Only what arrays of numbers are made of: whatever else a pickle asks for would run code of its author's choice."""
+
+    KNOWN = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("_codecs", "encode"),  # the bytes of an array, as Python 2 wrote them
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        place = re.sub(r"^numpy\.core\b", "numpy._core", module)  # its name before NumPy 2
+        if (place, name) not in self.KNOWN:
+            raise _RefusedError(f"{module}.{name}")
+        return getattr(importlib.import_module(place), name)
+
+
+class _RefusedError(Exception):
+    pass
+
+
+def unpickle(path: Path) -> Any:
+    """What a pickle of NumPy arrays holds, in lists, tuples and dictionaries.
+
+    Raises:
+        UserError: no whole pickle, or one that asks for anything but arrays: it is refused before it can run code.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return _Arrays(stream, encoding="latin1").load()
+    except _RefusedError as error:
+        raise UserError(
+            f"{path}: asks for {error}, expected arrays of numbers only; other pickles are refused, they can run code"
+        ) from error
+    except Exception as error:  # of a damaged pickle nearly any type comes
+        raise UserError(f"{path}: not a whole pickle of arrays ({_line(error)})") from error
 
 
 def inputs(x: np.ndarray, where: str) -> np.ndarray:

@@ -88,12 +88,21 @@ def nearest(masks: np.ndarray, size: int) -> np.ndarray:
 
 def bicubic(image: np.ndarray, size: int) -> np.ndarray:
     """One image [H, W, C], uint8 or float32, at [size, size, C]; smoothed first where it shrinks, as Pillow does it."""
+    return _pillow(image, size, "BICUBIC")
+
+
+def bilinear(image: np.ndarray, size: int) -> np.ndarray:
+    """The same, bilinear: what torchvision's Resize does to a Pillow image."""
+    return _pillow(image, size, "BILINEAR")
+
+
+def _pillow(image: np.ndarray, size: int, how: str) -> np.ndarray:
     from PIL import Image
 
     if image.shape[:2] == (size, size):
         return image
     planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2])]
-    return np.stack([np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)) for plane in planes], -1)
+    return np.stack([np.asarray(plane.resize((size, size), Image.Resampling[how])) for plane in planes], -1)
 
 
 def _chunks(
