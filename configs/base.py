@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
         # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
-        # voc | digit_scenes | prostate
+        # voc | digit_scenes | prostate | digit5
         source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
@@ -112,6 +112,23 @@ def get_config() -> ConfigDict:
             size=0,  # pixels to resize to (images bicubic, masks nearest); 0 = as stored
             slices="prostate",  # of a volume: prostate (from the first to the last slice that shows it) | all
             neighbours=True,  # the slices before and behind as channels
+        ),
+        digit5=dict(  # MNIST, MNIST-M, SVHN, SynthDigits and USPS as five clients
+            path="",  # the folder of all domains: KD3A's or M3SDA's files, or FedBN's folders
+            domains=(),  # which of mnist, mnist_m, svhn, synth, usps; () = all that are there
+            mnist="",  # one domain's own file or folder (.mat, .pkl, .h5, .npz, idx files); "" = look in path
+            mnist_m="",  # the same, or "made": from MNIST and backgrounds
+            svhn="",
+            synth="",  # the same, or "made": from fonts and backgrounds, a stand-in for SynthDigits
+            usps="",
+            size=32,  # pixels to resize to (bilinear)
+            train=25_000,  # training rows of a domain, so many at most; 0 = all
+            test=9_000,  # test rows of a domain, so many at most; 0 = all
+            test_share=0.25,  # what is split off for testing where a file has no split
+            tile_usps=False,  # the training images of USPS four times over (KD3A)
+            backgrounds="",  # pictures for what is made: an .npz with x, or a folder of them
+            fonts="",  # glyphs for what is made: e.g. an .npz with x, y, font_id
+            seed=0,  # draws rows, splits and what is made
         ),
     )
 

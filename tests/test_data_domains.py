@@ -1,5 +1,6 @@
 """Domains as clients: Digit-5 in all its packagings, folders of pictures, features, reviews; TFDS builders side by side."""
 
+import gzip
 import pickle
 import struct
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from fedjax_pfl.data import files, matlab
+from fedjax_pfl.data import federate, files, matlab
 from fedjax_pfl.errors import UserError
+from tests.test_data import read, refused, split_section
 
 RealData = Callable[[str], Path]
 RNG = np.random.RandomState(0)
@@ -125,3 +128,402 @@ def test_pickles_hold_arrays_or_are_refused(protocol: int, tmp_path: Path) -> No
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a.pkl: not a whole pickle of arrays"):
             files.unpickle(path)
+
+
+# --- Digit-5 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kd3a(tmp_path: Path) -> Path:
+    """KD3A's folder, small: 30 + 12 of each domain; in USPS 20 + 8."""
+    folder = tmp_path / "dataset" / "DigitFive"
+    folder.mkdir(parents=True)
+    y, z = digits(30), digits(12)
+    savemat(
+        folder / "mnist_data.mat",
+        {"train_32": grey(30), "test_32": grey(12, first=100), "label_train": one_hot(y), "label_test": one_hot(z),
+         "train_28": np.zeros((30, 28, 28))},
+    )  # fmt: skip
+    savemat(
+        folder / "mnistm_with_label.mat",
+        {"train": colour(30, 28), "test": colour(12, 28, 30), "label_train": one_hot(y), "label_test": one_hot(z)},
+    )
+    for name, first in (("svhn", 5), ("synth", 6)):
+        for part, n in (("train", 30), ("test", 12)):
+            x = colour(n, first=first).transpose(1, 2, 3, 0)
+            savemat(folder / f"{name}_{part}_32x32.mat", {"X": x, "y": digits(n, 10)[:, None].astype(np.uint8)})
+    cell = np.empty((2, 2), object)
+    for part, n in enumerate((20, 8)):
+        # values whose product with 255 is no whole number: 0.999 * k
+        cell[part, 0] = (np.arange(n) * 0.999 / 255)[:, None, None, None] * np.ones((1, 28, 28))
+        cell[part, 0][:, :, 14:] = 1
+        cell[part, 1] = digits(n)[:, None]
+    savemat(folder / "usps_28x28.mat", {"dataset": cell})
+    return folder
+
+
+def test_digit5_of_kd3a(kd3a: Path) -> None:
+    data = read("digit5", path=str(kd3a))
+    assert data.client_names == ("mnist", "mnist_m", "svhn", "synth", "usps")
+    assert data.x.shape == (4 * 42 + 28, 32, 32, 3)
+    assert data.x.dtype == np.uint8
+    assert data.class_names == tuple("0123456789")
+    assert data.group is None
+    np.testing.assert_array_equal(read("digit5", path=str(kd3a.parent)).x, data.x)
+    for split, n in ((0, 30), (2, 12)):
+        x, y = whole(data, "mnist", split)
+        np.testing.assert_array_equal(x, grey(n, first=50 * split)[..., None].repeat(3, -1))
+        np.testing.assert_array_equal(y, digits(n))
+        for domain, first in (("svhn", 5), ("synth", 6)):
+            x, y = whole(data, domain, split)
+            np.testing.assert_array_equal(x, colour(n, first=first))
+            np.testing.assert_array_equal(y, digits(n))
+        x, y = whole(data, "mnist_m", split)
+        expected = [Image.fromarray(i).resize((32, 32), Image.Resampling.BILINEAR) for i in colour(n, 28, 15 * split)]
+        np.testing.assert_array_equal(x, np.stack([np.asarray(i) for i in expected]))
+        np.testing.assert_array_equal(y, digits(n))
+    x, y = whole(data, "usps", 0)
+    np.testing.assert_array_equal(x[:, 0, 0, 0], [0, *range(19)])  # 0.999 k is cut off, not rounded
+    assert (x[:, -1, -1] == 255).all()
+    np.testing.assert_array_equal(y, digits(20))
+    f = federate(data, split_section(validation=0.0), 0)
+    assert [len(rows) for rows in f.train] == [30, 30, 30, 30, 20]
+    assert [len(rows) for rows in f.test] == [12, 12, 12, 12, 8]
+
+
+def test_digit5_draws_rows(kd3a: Path) -> None:
+    some = [read("digit5", path=str(kd3a), train=10, test=5, seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(some[0].x, some[1].x)
+    shown = [{domain: whole(data, domain, 0)[0][:, 5, 5, 0].tolist() for domain in data.client_names} for data in some]
+    for domain in ("mnist", "mnist_m", "svhn"):
+        assert len(set(shown[0][domain])) == 10
+        assert shown[0][domain] != shown[2][domain]
+        assert shown[0][domain] != sorted(shown[0][domain])[0:1] + list(range(1, 10))
+    assert shown[0]["synth"] == shown[2]["synth"] == list(range(6, 16))  # the first ones
+    for domain, first in (("mnist", 100), ("synth", 6)):
+        assert whole(some[0], domain, 2)[0][:, 5, 5, 0].tolist() == list(range(first, first + 5))
+    # A domain's rows don't depend on which others are there.
+    alone = read("digit5", path=str(kd3a), train=10, domains=("svhn",))
+    assert alone.client_names == ("svhn",)
+    assert whole(alone, "svhn", 0)[0][:, 5, 5, 0].tolist() == shown[0]["svhn"]
+    assert len(read("digit5", path=str(kd3a), train=0, test=0).x) == 196
+
+
+def test_digit5_usps_is_tiled_where_asked(kd3a: Path) -> None:
+    data = read("digit5", path=str(kd3a), domains=("usps",), tile_usps=True, train=70)
+    assert np.bincount(data.split).tolist() == [70, 0, 8]
+    np.testing.assert_array_equal(data.x[20:40], data.x[:20])
+    np.testing.assert_array_equal(data.y[:70], np.tile(digits(20), 4)[:70])
+    f = federate(data, split_section(validation=0.2), 0)  # copies of one image don't stand on both sides
+    learnt, validated = ({f.x[row].tobytes() for row in rows[0]} for rows in (f.train, f.validation))
+    assert len(f.validation[0]) >= 10
+    assert not learnt & validated
+
+
+def test_digit5_of_m3sda(kd3a: Path) -> None:
+    for part in ("train", "test"):
+        (kd3a / f"svhn_{part}_32x32.mat").rename(kd3a / f"{part}_32x32.mat")
+        (kd3a / f"synth_{part}_32x32.mat").unlink()
+    savemat(
+        kd3a / "syn_number.mat",
+        {"train_data": colour(30), "test_data": colour(12), "train_label": digits(30)[:, None],
+         "test_label": digits(12)[:, None]},
+    )  # fmt: skip
+    (kd3a / "usps_28x28.mat").unlink()
+    with h5py.File(kd3a / "usps.h5", "w") as file:
+        for part, n in (("train", 20), ("test", 8)):
+            file[f"{part}/data"] = (np.arange(n, dtype=np.float32)[:, None] * np.ones(256, np.float32)) / 255
+            file[f"{part}/target"] = digits(n)
+    data = read("digit5", path=str(kd3a))
+    assert data.client_names == ("mnist", "mnist_m", "svhn", "synth", "usps")
+    np.testing.assert_array_equal(whole(data, "svhn", 0)[0], colour(30, first=5))
+    np.testing.assert_array_equal(whole(data, "synth", 2)[0], colour(12))
+    assert whole(data, "usps", 0)[0].shape == (20, 32, 32, 3)
+    assert np.abs(whole(data, "usps", 0)[0][:, 0, 0, 0] - np.arange(20.0)).max() <= 1
+
+
+@pytest.fixture
+def fedbn(tmp_path: Path) -> Path:
+    folder = tmp_path / "fedbn"
+    for name, side in (("MNIST", 28), ("USPS", 16), ("SVHN", 32)):
+        (folder / name / "partitions").mkdir(parents=True)
+        make = colour if name == "SVHN" else grey
+        for part in range(11):  # part 10 comes after part 9, not after part 1
+            content = (make(4, side, 4 * part), digits(4))
+            (folder / name / "partitions" / f"train_part{part}.pkl").write_bytes(pickle.dumps(content))
+        (folder / name / "test.pkl").write_bytes(pickle.dumps((make(6, side, 100), digits(6))))
+    return folder
+
+
+def test_digit5_of_fedbn(fedbn: Path) -> None:
+    data = read("digit5", path=str(fedbn), size=28)
+    assert data.client_names == ("mnist", "svhn", "usps")
+    x, y = whole(data, "mnist", 0)
+    np.testing.assert_array_equal(x[..., 1], grey(44, 28))
+    np.testing.assert_array_equal(y, np.tile(digits(4), 11))
+    np.testing.assert_array_equal(whole(data, "mnist", 2)[0][..., 2], grey(6, 28, 100))
+    few = read("digit5", path=str(fedbn), train=9)  # FedBN takes the first parts
+    assert whole(few, "mnist", 0)[0][:, 20, 20, 0].tolist() == list(range(9))
+    (fedbn / "USPS" / "partitions" / "train_part3.pkl").write_bytes(pickle.dumps((Evil(fedbn / "x"), digits(4))))
+    refused("train_part3.pkl: asks for .*touch, expected arrays", "digit5", path=str(fedbn))
+    (fedbn / "USPS" / "partitions" / "train_part3.pkl").write_bytes(pickle.dumps(digits(4)))
+    refused(r"train_part3.pkl: holds ndarray, expected the two arrays \(images, labels\)", "digit5", path=str(fedbn))
+    (fedbn / "USPS" / "partitions" / "train_part3.pkl").write_bytes(pickle.dumps((grey(4), digits(4))))
+    refused("USPS: the partitions have images of several shapes", "digit5", path=str(fedbn))
+    (fedbn / "USPS" / "partitions" / "train_part3.pkl").unlink()
+    (fedbn / "USPS" / "test.pkl").unlink()
+    refused("test.pkl: missing, expected beside partitions", "digit5", path=str(fedbn))
+    assert not (fedbn / "x").exists()
+
+
+def idx(x: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{x.ndim}i", 0, 0, 8, x.ndim, *x.shape) + x.astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("inner", ["", "raw", "MNIST/raw"])
+def test_digit5_idx_files(inner: str, tmp_path: Path) -> None:
+    folder = tmp_path / "idx" / inner
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(grey(20, 28))))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(digits(20))))
+    (folder / "t10k-images.idx3-ubyte").write_bytes(idx(grey(10, 28, 50)))
+    path = str(tmp_path / "idx")
+    refused("no file t10k-labels.*, expected beside train-images", "digit5", mnist=path)
+    labels = folder / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(idx(digits(10)))
+    data = read("digit5", mnist=path, size=28)
+    np.testing.assert_array_equal(whole(data, "mnist", 0)[0][..., 0], grey(20, 28))
+    np.testing.assert_array_equal(whole(data, "mnist", 2)[0][..., 0], grey(10, 28, 50))
+    for content, message in (
+        (idx(digits(10))[:-1], r"17 bytes found, expected images of shape \(10,\)"),
+        (b"\0\0\x0d\x01" + idx(digits(10))[4:], "not an idx file of bytes"),
+        (b"", "not an idx file of bytes"),
+        (gzip.compress(idx(digits(10)))[:-9], "damaged gzip"),
+        (idx(digits(9)), r"images \(10, 28, 28\) for 9 labels"),
+        (idx(digits(10) + 10), "labels: 11 found, expected 0...9, or 1...10"),
+        (idx(np.arange(10) + 1), ""),
+        (idx(np.arange(10).repeat(2)[:10] * 5 % 15), "labels 0 and 10 found, expected one of the two"),
+    ):
+        labels.write_bytes(content)
+        if message:
+            refused(message, "digit5", mnist=path)
+    labels.write_bytes(idx(np.arange(10) + 1))
+    assert whole(read("digit5", mnist=path), "mnist", 2)[1].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_digit5_files_of_one_domain_beside_the_folder(kd3a: Path, tmp_path: Path) -> None:
+    path = tmp_path / "usps.npz"
+    np.savez(path, x_train=grey(12, 16), y_train=digits(12), x_test=grey(4, 16, 90), y_test=digits(4))
+    data = read("digit5", path=str(kd3a), usps=str(path), domains=("usps", "mnist"))
+    assert data.client_names == ("mnist", "usps")
+    assert whole(data, "usps", 0)[0].shape == (12, 32, 32, 3)
+    mat = kd3a / "svhn_train_32x32.mat"
+    own = read("digit5", mnist_m=str(mat), synth=str(kd3a))
+    assert own.client_names == ("mnist_m", "synth")
+    np.testing.assert_array_equal(whole(own, "synth", 0)[0], colour(30, first=6))
+
+    def write(part: str, n: int) -> Callable[[h5py.File], None]:
+        def inside(file: h5py.File) -> None:
+            file["X"], file["y"] = colour(n, first=5).transpose(1, 2, 3, 0).T, digits(n, 10)[None].astype(float)
+
+        return inside
+
+    for part, n in (("train", 30), ("test", 12)):
+        mat73(tmp_path / f"{part}.mat", write(part, n))
+    new = read("digit5", svhn=str(tmp_path / "train.mat"))
+    np.testing.assert_array_equal(new.x, read("digit5", path=str(kd3a), domains=("svhn",)).x)
+    np.testing.assert_array_equal(new.y, np.concatenate([digits(30), digits(12)]))
+
+
+def test_digit5_without_a_split(tmp_path: Path) -> None:
+    path, n = tmp_path / "signs.npz", 40
+    np.savez(path, x=colour(n), y=np.sort(digits(n)), good=np.ones(n, bool), orig_wh=np.ones((n, 2)))
+    data = read("digit5", svhn=str(path))
+    for split, each in ((0, 3), (2, 1)):
+        assert np.bincount(whole(data, "svhn", split)[1]).tolist() == [each] * 10
+    assert sorted(data.x[:, 5, 5, 0].tolist()) == list(range(n))
+    np.testing.assert_array_equal(data.x[:, 5, 5, 0] // 4, data.y)  # images keep their labels
+    assert data.y[data.split == 0].tolist() != sorted(data.y[data.split == 0].tolist())
+    other = read("digit5", svhn=str(path), seed=1)
+    assert set(other.x[other.split == 2][:, 5, 5, 0]) != set(data.x[data.split == 2][:, 5, 5, 0])
+    assert np.bincount(read("digit5", svhn=str(path), test_share=0.5).split).tolist() == [20, 0, 20]
+
+    fonts = np.arange(n) % 8 + 1
+    np.savez(path, x=colour(n), y=np.sort(digits(n)), font_id=fonts)
+    data = read("digit5", synth=str(path))
+    held = [set(fonts[data.x[data.split == split][:, 5, 5, 0]]) for split in (0, 2)]
+    assert [len(each) for each in held] == [6, 2]
+    assert not held[0] & held[1]
+    f = federate(data, split_section(validation=0.2), 0)
+    held = [set(fonts[f.x[rows[0]][:, 5, 5, 0]]) for rows in (f.train, f.validation, f.test)]
+    assert sum(map(len, held)) == 8
+    assert len(set.union(*held)) == 8
+
+
+def test_digit5_made(tmp_path: Path) -> None:
+    mnist, signs = tmp_path / "mnist.npz", tmp_path / "fonts.npz"
+    ink = np.zeros((50, 28, 28), np.uint8)
+    ink[:, 8:20, 10:18] = 255
+    ink[:, 4:6, 10:18] = 90  # too pale
+    np.savez(mnist, x_train=ink[:40], y_train=digits(40), x_test=ink[:10], y_test=digits(10))
+    np.savez(signs, x=255 - ink, y=digits(50), font_id=np.arange(50) // 10)
+    grounds = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) + np.array([0, 60, 120], np.uint8)
+    np.savez(tmp_path / "grounds.npz", x=grounds[None])
+    options = dict(
+        mnist=str(mnist), mnist_m="made", synth="made", fonts=str(signs), backgrounds=str(tmp_path / "grounds.npz"),
+        train=30, test=8, size=28,
+    )  # fmt: skip
+    data = read("digit5", **options)
+    assert data.client_names == ("mnist", "mnist_m", "synth")
+    assert np.bincount(3 * data.client + data.split).tolist() == [30, 0, 8, 30, 0, 8, 30, 0, 8]
+    x = whole(data, "mnist_m", 0)[0].astype(int)
+    top = x[:, :1, :1, :1]
+    assert len(np.unique(top)) > 5  # crops of different places
+    ground = top + np.arange(28)[:, None, None] + np.array([0, 60, 120])
+    on = ink[0] > 200
+    np.testing.assert_array_equal(x, np.where(on[..., None], 255 - ground, ground))
+
+    x, y = whole(data, "synth", 0)
+    assert len(np.unique(x.reshape(30, -1), axis=0)) == 30
+    assert len(np.unique(y)) > 5
+    # What is drawn covers about a tenth of the image, in its middle, and stands out from the ground.
+    ground = np.median(x.astype(int), axis=2, keepdims=True)
+    off = np.abs(x - ground).max(-1) > 40
+    assert 0.04 < off.mean() < 0.25
+    assert off[:, 10:18, 10:18].mean() > 3 * off[:, :, [0, 1, 2, 25, 26, 27]].mean()
+
+    again, other = read("digit5", **options), read("digit5", **options, seed=1)
+    np.testing.assert_array_equal(again.x, data.x)
+    assert (other.x != data.x).any((1, 2, 3))[data.client > 0].mean() > 0.9
+    alone = read("digit5", **(options | dict(domains=("synth",), mnist="")))
+    np.testing.assert_array_equal(alone.x, data.x[data.client == 2])
+    f = federate(data, split_section(validation=0.2), 0)
+    assert [len(rows) for rows in f.test] == [8, 8, 8]
+
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(grounds).save(tmp_path / "pictures" / "a.png")
+    same = read("digit5", **(options | dict(backgrounds=str(tmp_path / "pictures"))))
+    np.testing.assert_array_equal(same.x, data.x)
+
+
+def test_digit5_made_mistakes_are_one_line(tmp_path: Path) -> None:
+    path, empty = tmp_path / "a.npz", tmp_path / "empty"
+    empty.mkdir()
+    np.savez(path, x=grey(40), y=digits(40))
+    own = str(path)
+    refused("digit5.backgrounds: not set, but .*mnist_m is 'made'", "digit5", mnist=own, mnist_m="made")
+    refused("digit5.mnist: no such file: .*made", "digit5", mnist="made")
+    refused("digit5.backgrounds: no picture .* in .*empty", "digit5", mnist=own, mnist_m="made", backgrounds=str(empty))
+    refused("holds uint8 .*, expected colour pictures", "digit5", mnist=own, mnist_m="made", backgrounds=own)
+    np.savez(tmp_path / "b.npz", x=colour(3, 16))
+    options = dict(backgrounds=str(tmp_path / "b.npz"), mnist_m="made")
+    refused("16 pixels wide or high, expected at least 32", "digit5", mnist=own, **options)
+    refused("digit5.mnist_m: 'made' of MNIST, which was not found", "digit5", **options)
+    refused("digit5.fonts: not set", "digit5", **(options | dict(synth="made", mnist_m="")))
+
+
+def test_digit5_mistakes_are_one_line(kd3a: Path, tmp_path: Path) -> None:
+    path, file = str(kd3a), tmp_path / "a.npz"
+    for option, value, message in (
+        ("domains", ("mnsit",), r"domains: unknown name 'mnsit' \(did you mean 'mnist'\?\)"),
+        ("size", 0, "size: 0, expected at least 1 pixel"),
+        ("train", -1, "train: -1, expected at least 1, or 0 for all"),
+        ("test", -2, "test: -2"),
+        ("test_share", 1.0, "test_share: 1.0, expected a share"),
+        ("seed", -1, "seed: -1"),
+    ):
+        refused(f"config.data.digit5.{message}", "digit5", path=path, **{option: value})
+    refused(
+        "config.data.digit5.path: no file of any domain found in .*not set; expected one of mnist_data.mat", "digit5"
+    )
+    refused("digit5.path: no file of any domain found in .*empty", "digit5", path=str(_folder(tmp_path / "empty")))
+    (kd3a / "svhn_test_32x32.mat").unlink()
+    refused("svhn_train_32x32.mat: holds one part; expected train in its name, and svhn_test", "digit5", path=path)
+    (kd3a / "svhn_train_32x32.mat").unlink()
+    assert "svhn" not in read("digit5", path=path).client_names
+    refused(
+        "digit5.svhn: no file of 'svhn' found in .*; expected one of svhn_train", "digit5", path=path, domains=("svhn",)
+    )
+    refused("empty: no file of 'svhn' in it; expected svhn_train", "digit5", svhn=str(tmp_path / "empty"))
+    x, y = grey(20), digits(20)
+    for arrays, message in (
+        (dict(x=x), "a.npz: keys x; expected x_train"),
+        (dict(x=x[:, :, :20], y=y), "expected square ones"),
+        (dict(x=x.reshape(20, -1)[:, 1:], y=y), "rows of 1023 values, expected those of square images"),
+        (dict(x=x - 300.0, y=y), r"image values -300...-\d+ found, expected 0...1 or 0...255"),
+        (dict(x=x * np.nan, y=y), "image values nan...nan found"),
+        (dict(x=x.astype(int) * 3, y=y), "integer images with values .*765, expected 0...255"),
+        (dict(x=x, y=y[:9]), r"images \(20, 32, 32\) for 9 labels"),
+        (dict(x=x, y=y + 0.5), "labels: 0.5 found"),
+        (dict(x=x, y=one_hot(y) * 2), "labels that are not one-hot"),
+        (dict(x=x, y=y, font_id=[1, 2]), r"groups of shape \(2,\), expected one for each of 20"),
+        (dict(x_train=x, y_train=y, x_test=grey(5, 16), y_test=digits(5)), "square ones of one size"),
+        (dict(dataset=np.zeros((2, 3))), r"'dataset' of shape \(2, 3\), expected a 2 x 2 cell"),
+    ):
+        np.savez(file, **arrays)
+        refused(message, "digit5", mnist=str(file), test_share=0.5)
+    np.savez(file, x=x, y=y)
+    refused("digit5.test_share: 0.2 of 20 rows or groups in .*a.npz leaves", "digit5", mnist=str(file), test_share=0.2)
+    file.write_bytes(b"no data")
+    refused(r"a.npz: not an .npz, .mat, .h5 or .pkl file \(it begins with b'no data'\)", "digit5", mnist=str(file))
+    mat = kd3a / "usps_28x28.mat"
+    mat.write_bytes(mat.read_bytes()[:2000])
+    refused("usps_28x28.mat: not a whole .mat file", "digit5", path=path)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# --- Real data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_real_digit5(real_data: RealData) -> None:
+    """Counts as the sources of the files state them."""
+    own = {
+        "mnist": "mnist/mnist.npz",
+        "mnist_m": "mnist_m/mnist_m_sub.npz",
+        "svhn": "chars74k_natural/natural_digits_32x32.npz",
+        "synth": "chars74k_fonts/font_digits_28x28.npz",
+        "usps": "usps/usps_16x16.npz",
+    }
+    places = {domain: str(real_data(name)) for domain, name in own.items()}
+    data = read("digit5", **places)
+    counts = {
+        name: np.bincount(data.split[data.client == k], minlength=3).tolist()
+        for k, name in enumerate(data.client_names)
+    }
+    assert counts == {
+        "mnist": [25_000, 0, 9_000],
+        "mnist_m": [3_000, 0, 1_000],
+        "svhn": [664, 0, 221],  # of 885, a quarter of each digit
+        "synth": [7_620, 0, 2_540],  # 254 of 1,016 fonts with their ten digits
+        "usps": [7_291, 0, 2_007],
+    }
+    assert np.bincount(data.y[data.client == 1]).tolist() == [400] * 10
+    assert np.bincount(data.y[data.client == 2]).tolist() == [155, 128, 118, 72, 73, 81, 84, 61, 42, 71]
+    f = federate(data, split_section(), 0)
+    assert [len(rows) for rows in f.test] == [9_000, 1_000, 221, 2_540, 2_007]
+    tiled = read("digit5", usps=places["usps"], tile_usps=True)
+    assert np.bincount(tiled.split).tolist() == [25_000, 0, 2_007]
+
+
+@pytest.mark.real_data
+def test_real_digit5_made(real_data: RealData) -> None:
+    options = dict(
+        mnist=str(real_data("mnist/mnist.npz")),
+        backgrounds=str(real_data("bsds500_patches/bsds500_train_patches_64x64.npz")),
+        fonts=str(real_data("chars74k_fonts/font_digits_28x28.npz")),
+        train=2_000,
+        test=500,
+    )
+    made = read("digit5", mnist_m="made", synth="made", **options)
+    assert made.client_names == ("mnist", "mnist_m", "synth")
+    assert np.bincount(made.client).tolist() == [2_500] * 3
+    published = read("digit5", mnist_m=str(real_data("mnist_m/mnist_m_sub.npz")), train=2_000, test=500)
+    for moment in (np.mean, np.std):  # of all pixels, in 0...255
+        assert abs(moment(whole(made, "mnist_m", 0)[0]) - moment(published.x)) < 6
+    assert np.bincount(whole(made, "synth", 0)[1]).min() > 150

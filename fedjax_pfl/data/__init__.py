@@ -10,6 +10,7 @@ from fedjax_pfl.data import (
     arrays,
     coco,
     dermoscopy,
+    digit5,
     digit_scenes,
     digits,
     fcube,
@@ -45,6 +46,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "digit_scenes": digit_scenes.digit_scenes,
     "flair": flair.flair,
     "prostate": prostate.prostate,
+    "digit5": digit5.digit5,
 }
 
 
