@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
         # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
-        # voc | digit_scenes | prostate | digit5
+        # voc | digit_scenes | prostate | digit5 | domains
         source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
@@ -129,6 +129,17 @@ def get_config() -> ConfigDict:
             backgrounds="",  # pictures for what is made: an .npz with x, or a folder of them
             fonts="",  # glyphs for what is made: e.g. an .npz with x, y, font_id
             seed=0,  # draws rows, splits and what is made
+        ),
+        domains=dict(  # pictures by domain and class: DomainNet, MiniDomainNet, Office-Caltech10, Office-31, PACS
+            path="",  # the folder of the domains
+            domains=(),  # which of them; () = all
+            classes=(),  # which classes, by name; () = all
+            lists="auto",  # of train and test pictures: auto | none | the folder they are in
+            size=224,  # pixels to resize to (bicubic, aspect ratio not kept)
+            test_share=0.2,  # without lists: of each class
+            max_examples=0,  # of a domain's training and of its test pictures, so many at most; 0 = all
+            seed=0,  # draws the test pictures and those of max_examples
+            cache=True,  # keep the decoded pictures in the user's cache folder and map them from there
         ),
     )
 

@@ -476,6 +476,201 @@ def _folder(path: Path) -> Path:
     return path
 
 
+# --- folders of pictures ----------------------------------------------------------------------------------------------
+
+
+def picture(path: Path, value: int) -> None:
+    Image.new("RGB", (20, 12), (value, value, value)).save(_folder(path.parent) / path.name)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    """Three domains as in Office-Caltech10, the last one as in Office-31; picture i of class c of domain d is plain."""
+    root = tmp_path / "office"
+    for d, (domain, n) in enumerate({"amazon": 10, "dslr": 3, "webcam": 6}.items()):
+        for c, word in enumerate(("bike", "mouse", "mug")):
+            for i in range(n):
+                inner = f"{domain}/images" if domain == "webcam" else domain
+                picture(root / inner / word / f"frame_{i:04d}.{'png' if i % 2 else 'bmp'}", 80 * d + 25 * c + i)
+    (root / "amazon" / "bike" / ".hidden.png").write_text("")
+    (root / "amazon" / "bike" / "notes.txt").write_text("")
+    _folder(root / ".git" / "x")
+    _folder(root / "empty")
+    return root
+
+
+def test_domains_without_lists(office: Path) -> None:
+    data = read("domains", path=str(office), size=8)
+    assert data.client_names == ("amazon", "dslr", "webcam")
+    assert data.class_names == ("bike", "mouse", "mug")
+    assert data.x.shape == (3 * (10 + 3 + 6), 8, 8, 3)
+    value = data.x[:, 0, 0, 0].astype(int)
+    np.testing.assert_array_equal(value // 80, data.client)
+    np.testing.assert_array_equal(value % 80 // 25, data.y)
+    assert sorted(value[(data.client == 0) & (data.y == 1)].tolist()) == list(range(25, 35))
+    for client, tested in enumerate((2, 1, 1)):  # round(0.2 n): 2 of 10, 1 of 3, 1 of 6
+        for word in range(3):
+            assert data.split[(data.client == client) & (data.y == word)].tolist().count(2) == tested
+    same, other, part = (
+        read("domains", path=str(office), size=8, **o) for o in ({}, {"seed": 1}, {"domains": ("webcam",)})
+    )
+    np.testing.assert_array_equal(same.split, data.split)
+    assert (other.split != data.split).any()
+    assert part.client_names == ("webcam",)
+    np.testing.assert_array_equal(part.split, data.split[data.client == 2])
+    half = read("domains", path=str(office), size=8, test_share=0.5)
+    assert (half.split == 2).sum() == 3 * (5 + 2 + 3)
+    two = read("domains", path=str(office), size=8, classes=("mug", "bike"))
+    assert two.class_names == ("mug", "bike")
+    np.testing.assert_array_equal(two.x[:, 0, 0, 0] % 80 // 25, np.array([2, 0])[two.y])
+    few = read("domains", path=str(office), size=8, max_examples=4)
+    assert [(few.split[few.client == c] == s).sum() for c in range(3) for s in (0, 2)] == [4, 4, 4, 3, 4, 3]
+    again = read("domains", path=str(office), size=8, max_examples=4, seed=1)
+    assert set(again.x[:, 0, 0, 0].tolist()) != set(few.x[:, 0, 0, 0].tolist())
+
+
+def test_domains_are_decoded_once_and_stay_in_their_file(office: Path) -> None:
+    data = read("domains", path=str(office), size=8)
+    (cached,) = files.cache_folder().glob("domains-*.npy")
+    f = federate(data, split_section(validation=0.1), 0)
+
+    def mapped(x: Any) -> bool:
+        while x is not None and not isinstance(x, np.memmap):
+            x = x.base
+        return x is not None
+
+    assert mapped(data.x)
+    assert mapped(f.x)  # every row is held, so that nothing is copied
+    before = cached.stat().st_mtime_ns
+    read("domains", path=str(office), size=8)
+    assert cached.stat().st_mtime_ns == before
+    picture(office / "dslr" / "mug" / "frame_0001.png", 255)
+    assert (read("domains", path=str(office), size=8).x == 255).any()
+    plain = read("domains", path=str(office), size=8, cache=False)
+    assert not mapped(plain.x)
+    assert len(list(files.cache_folder().glob("domains-*.npy"))) == 2
+
+
+DOMAINNET = {"clipart": 4, "real": 6}
+
+
+def write_lists(root: Path, folder: str = "splits", *, first: int = 0, kfold: bool = False, below: str = "") -> None:
+    """Pictures and lists of DomainNet: class order by label is not that of the alphabet; the last third is for testing."""
+    for d, (domain, n) in enumerate(DOMAINNET.items()):
+        lines: dict[str, list[str]] = {"train": [], "test": []}
+        for label, word in enumerate(("zebra", "ant", "the_bee")):
+            for i in range(n):
+                name = f"{domain}/{word}/{domain}_{i:06d}.jpg"
+                picture(root / below / name, 100 * d + 30 * label + 2 * i)
+                lines["test" if i >= n - n // 3 else "train"].append(f"{name} {label + first}")
+        _folder(root / folder)
+        for part, content in lines.items():
+            name = f"{domain}_{'crossval' if kfold and part == 'test' else part}{'_kfold' * kfold}.txt"
+            (root / folder / name).write_text("\n".join(reversed(content)) + "\n\n")
+        if kfold:
+            (root / folder / f"{domain}_test_kfold.txt").write_text("\n".join(lines["train"] + lines["test"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"folder": "splits"}, {"folder": "splits_mini"}, {"folder": "."}, {"folder": "own"},
+        {"folder": "splits", "first": 1, "kfold": True, "below": "images/kfold"},
+        {"folder": ".", "first": 1, "kfold": True, "below": "kfold"},
+    ],
+)  # fmt: skip
+def test_domains_with_lists(layout: dict[str, Any], tmp_path: Path) -> None:
+    write_lists(tmp_path / "net", **layout)
+    lists = {"lists": "own"} if layout["folder"] == "own" else {}
+    data = read("domains", path=str(tmp_path / "net"), size=8, **lists)
+    assert data.client_names == ("clipart", "real")
+    assert data.class_names == ("zebra", "ant", "the_bee")
+    value = np.round(data.x.mean((1, 2, 3))).astype(int)
+    np.testing.assert_array_equal(value // 100, data.client)
+    np.testing.assert_array_equal(value % 100 // 30, data.y)
+    i = value % 100 % 30 // 2
+    np.testing.assert_array_equal(data.split == 2, np.where(data.client == 0, i >= 3, i >= 4))
+    assert len(data.x) == 3 * (4 + 6)
+
+
+def test_domains_lists_or_none(tmp_path: Path) -> None:
+    root = tmp_path / "net"
+    write_lists(root)
+    write_lists(root, "splits_mini")
+    for file in (root / "splits_mini").iterdir():
+        file.write_text("".join(line for line in file.read_text().splitlines(True) if "zebra" in line))
+    assert len(read("domains", path=str(root), size=8).class_names) == 3
+    mini = read("domains", path=str(root), size=8, lists="splits_mini")
+    assert mini.class_names == ("zebra",)
+    none = read("domains", path=str(root), size=8, lists="none", test_share=0.5)
+    assert none.class_names == ("ant", "the_bee", "zebra")
+    assert (none.split == 2).sum() == 3 * (2 + 3)
+    assert read("domains", path=str(root), size=8, domains=("real",)).client_names == ("real",)
+
+
+def test_domains_mistakes_are_one_line(office: Path, tmp_path: Path) -> None:
+    path = str(office)
+    for option, value, message in (
+        ("size", 0, "size: 0"),
+        ("test_share", 0.0, "test_share: 0.0"),
+        ("max_examples", -1, "max_examples: -1"),
+        ("seed", -1, "seed: -1"),
+        ("domains", ("dsrl",), r"domains: no domain 'dsrl' in .*office \(did you mean 'dslr'\?\)"),
+        ("classes", ("bikes",), r"classes: 'bikes' is none of the 3 classes \(did you mean 'bike'\?\)"),
+        ("lists", "split", "lists: no such file: .*split"),
+        ("lists", "amazon", "lists: no <domain>_train.txt in .*amazon"),
+        ("path", str(office / "empty"), "path: no <domain>/<class>/<picture> and no"),
+    ):
+        refused(f"config.data.domains.{message}", "domains", **({"path": path, "size": 8} | {option: value}))
+    (office / "dslr" / "mug").rename(office / "dslr" / "mugs")
+    refused(
+        "path: domain 'dslr' has no class 'mug' .3 classes, other domains 3.; expected the same", "domains", path=path
+    )
+    assert len(read("domains", path=path, size=8, classes=("bike", "mouse")).class_names) == 2
+    refused("domain 'dslr' has no class 'mug' .2 classes", "domains", path=path, classes=("bike", "mouse", "mug"))
+    assert read("domains", path=path, size=8, domains=("amazon", "webcam")).class_names[2] == "mug"
+    (office / "dslr" / "mugs").rename(office / "dslr" / "mug")
+    _folder(office / "webcam" / "images" / "pen")
+    refused("webcam: no picture of class 'pen'", "domains", path=path)
+    picture(office / "webcam" / "images" / "pen" / "a.png", 3)
+    refused("domain 'webcam' has a class 'pen' of its own", "domains", path=path)
+    picture(office / "amazon" / "mug" / "frame_0003.png", 3)
+    (office / "amazon" / "mug" / "frame_0003.png").write_bytes(b"no picture")
+    refused("frame_0003.png is not a whole image", "domains", path=path, domains=("amazon",))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("real_test.txt", "real/ant/real_000000.jpg\n", "real_test.txt: line 1: 'real/ant/real_000000.jpg', expected <domain>"),
+        ("real_test.txt", "ant.jpg 1\n", "line 1: 'ant.jpg 1', expected <domain>/<class>/<picture> <label>"),
+        ("real_test.txt", "real/ant/real_000005.jpg x\n", "line 1: .*, expected"),
+        ("real_test.txt", "\n", "real_test.txt: names no picture"),
+        ("real_test.txt", "\nreal/ant/real_000005.jpg 2\n", "line 2: class 'ant' with label 2, elsewhere with label 1"),
+        ("real_test.txt", "real/bee/real_000005.jpg 2\n", "real/bee/real_000005.jpg: missing, though real_test.txt names it"),
+        ("real_test.txt", "real/ant/real_000005.jpg 1\nreal/ant/real_9.jpg 1\n", "real_9.jpg: missing, though a list"),
+        ("real_test.txt", "real/ant/real_000000.jpg 1\n", "real/ant/real_000000.jpg stands in real_test.txt too"),
+        ("real_test.txt", "", "real_test.txt: names no picture"),
+        ("sketch_train.txt", "real/ant/real_000000.jpg 1\n", "sketch_train.txt: of 'sketch' the only list"),
+    ],
+)  # fmt: skip
+def test_domains_list_mistakes_are_one_line(file: str, text: str, message: str, tmp_path: Path) -> None:
+    write_lists(tmp_path / "net")
+    (tmp_path / "net" / "splits" / file).write_text(text)
+    refused(message, "domains", path=str(tmp_path / "net"), size=8)
+
+
+def test_domains_lists_where_a_label_has_two_classes(tmp_path: Path) -> None:
+    write_lists(tmp_path / "net")
+    file = tmp_path / "net" / "splits" / "real_train.txt"
+    picture(tmp_path / "net" / "real" / "bee" / "a.jpg", 1)
+    file.write_text(file.read_text() + "real/bee/a.jpg 2\n")
+    refused("class 'bee' with label 2, elsewhere with class 'the_bee'", "domains", path=str(tmp_path / "net"), size=8)
+    file.write_text(file.read_text().replace("bee/a.jpg 2", "bee/a.jpg 7"))
+    refused("domain 'real' has a class 'bee' of its own|domain 'clipart' has no class 'bee'", "domains",
+            path=str(tmp_path / "net"), size=8)  # fmt: skip
+
+
 # --- Real data --------------------------------------------------------------------------------------------------------
 
 

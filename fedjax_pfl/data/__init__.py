@@ -13,6 +13,7 @@ from fedjax_pfl.data import (
     digit5,
     digit_scenes,
     digits,
+    domains,
     fcube,
     flair,
     ham10000,
@@ -47,6 +48,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "flair": flair.flair,
     "prostate": prostate.prostate,
     "digit5": digit5.digit5,
+    "domains": domains.domains,
 }
 
 
