@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
         # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
-        # voc | digit_scenes | prostate | digit5 | domains
+        # voc | digit_scenes | prostate | digit5 | domains | office_features
         source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
@@ -140,6 +140,14 @@ def get_config() -> ConfigDict:
             max_examples=0,  # of a domain's training and of its test pictures, so many at most; 0 = all
             seed=0,  # draws the test pictures and those of max_examples
             cache=True,  # keep the decoded pictures in the user's cache folder and map them from there
+        ),
+        office_features=dict(  # SURF or DeCAF features of Office-Caltech10: set model.name to mlp
+            path="",  # the folder of the .mat files, one for each domain
+            pattern="*.mat",  # which of them, e.g. "*_SURF_L10.mat"
+            domains=(),  # which domains; () = all
+            test_share=0.2,  # of each class
+            standardise=True,  # rows divided by their sums, then mean 0 and deviation 1 within a domain (training rows)
+            seed=0,  # draws the split
         ),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from scipy.sparse import csc_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from fedjax_pfl.data import federate, files, matlab
 from fedjax_pfl.errors import UserError
@@ -669,6 +669,89 @@ def test_domains_lists_where_a_label_has_two_classes(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("bee/a.jpg 2", "bee/a.jpg 7"))
     refused("domain 'real' has a class 'bee' of its own|domain 'clipart' has no class 'bee'", "domains",
             path=str(tmp_path / "net"), size=8)  # fmt: skip
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def surf(tmp_path: Path) -> Path:
+    folder = _folder(tmp_path / "surf")
+    for name, n in (("amazon", 30), ("Caltech10", 20), ("dslr", 10)):
+        x = np.random.RandomState(n).randint(0, 9, (n, 6)).astype(np.uint8)
+        x[:, 0], x[:, 5] = 1, 0
+        savemat(folder / f"{name}_SURF_L10.mat", {"fts": x, "labels": (np.arange(n) % 10 + 1)[:, None]})
+        savemat(folder / f"{name}_SURF_L10_imgs.mat", {"imgNames": "x"})
+    return folder
+
+
+def test_office_features(surf: Path) -> None:
+    data = read("office_features", path=str(surf))
+    assert data.client_names == ("amazon", "caltech", "dslr")
+    assert data.class_names[0] == "back_pack"
+    assert len(data.class_names) == 10
+    assert data.x.shape == (60, 6)
+    for client, tested in enumerate((1, 0, 0)):  # round(0.2 n) of 3, 2 and 1 rows
+        mine = data.client == client
+        for label in range(10):
+            assert (data.split[mine & (data.y == label)] == 2).sum() == tested
+        train = data.x[mine & (data.split == 0)]
+        np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(train.std(0)[:5], 1, atol=1e-5)
+        assert (data.x[mine][:, 5] == 0).all()
+    x = np.random.RandomState(30).randint(0, 9, (30, 6)).astype(float)
+    x[:, 0], x[:, 5] = 1, 0
+    stored = read("office_features", path=str(surf), standardise=False)
+    np.testing.assert_array_equal(stored.x[:30], x)
+    x /= x.sum(1, keepdims=True)
+    train = data.split[:30] == 0
+    np.testing.assert_allclose(
+        data.x[:30, :5], ((x - x[train].mean(0)) / x[train].std(0, where=True).clip(1e-12))[:, :5], rtol=1e-4
+    )
+    some = read("office_features", path=str(surf), domains=("dslr",), test_share=0.5)
+    assert some.client_names == ("dslr",)
+    other = read("office_features", path=str(surf), seed=1)
+    assert (other.split != data.split).any()
+
+
+def test_office_features_of_other_kinds(surf: Path) -> None:
+    x = RNG.normal(size=(8, 4))
+    for domain in ("amazon", "webcam"):
+        savemat(surf / f"{domain}_decaf.mat", {"feas": csr_matrix(x), "labels": np.arange(8)[None] % 4 + 1})
+    refused("pattern: both amazon_SURF_L10.mat and amazon_decaf.mat are of 'amazon'", "office_features", path=str(surf))
+    data = read("office_features", path=str(surf), pattern="*_decaf.mat", standardise=False, test_share=0.5)
+    assert data.class_names == ("1", "2", "3", "4")
+    np.testing.assert_allclose(data.x, np.concatenate([x, x]), rtol=1e-6)
+    assert np.bincount(data.split).tolist() == [8, 0, 8]
+    refused(
+        r"amazon_decaf.mat: row \d is no histogram .*standardise=False",
+        "office_features",
+        path=str(surf),
+        pattern="*_decaf.mat",
+    )
+
+
+def test_office_features_mistakes_are_one_line(surf: Path) -> None:
+    path, file = str(surf), surf / "dslr_SURF_L10.mat"
+    refused("config.data.office_features.test_share: 1", "office_features", path=path, test_share=1)
+    refused("config.data.office_features.seed: -1", "office_features", path=path, seed=-1)
+    refused("no file of 'webcam' in .*surf", "office_features", path=path, domains=("webcam",))
+    refused(r"config.data.office_features.path: no \*.npy in", "office_features", path=path, pattern="*.npy")
+    x, y = np.ones((10, 6)), np.arange(10) + 1
+    for arrays, message in (
+        ({"fts": x}, "dslr_SURF_L10.mat: none of labels, label, gnd in it; it has fts"),
+        ({"x": x, "labels": y}, "none of fts, feas, feats, features in it; it has labels, x"),
+        ({"fts": x[:9], "labels": y}, r"features \(9, 6\) for 10 labels"),
+        ({"fts": x, "labels": y + 0.5}, "labels of float64, expected whole numbers"),
+        ({"fts": x * np.nan, "labels": y}, "NaN or infinite values in 10 of 10 rows"),
+        ({"fts": x[:, 1:], "labels": y}, "5 features a row, 6 in amazon_SURF_L10.mat"),
+        ({"fts": x, "labels": y % 9 + 1}, "label 10 stands either here or in amazon_SURF_L10.mat"),
+        ({"fts": "text", "labels": y}, "'fts' has values of type <U"),
+    ):
+        savemat(file, arrays)
+        refused(message, "office_features", path=path)
+    file.write_bytes(b"")
+    refused("dslr_SURF_L10.mat: not a whole .mat file", "office_features", path=path)
 
 
 # --- Real data --------------------------------------------------------------------------------------------------------

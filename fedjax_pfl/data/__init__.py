@@ -19,6 +19,7 @@ from fedjax_pfl.data import (
     ham10000,
     medmnist,
     npz,
+    office_features,
     prostate,
     tfds,
     voc,
@@ -49,6 +50,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "prostate": prostate.prostate,
     "digit5": digit5.digit5,
     "domains": domains.domains,
+    "office_features": office_features.office_features,
 }
 
 
