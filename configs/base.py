@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     # Data ---------------------------------------------------------------------------------------------------------
     config.data = dict(
         # digits | npz | ham10000 | dermoscopy | medmnist | tfds | mnist | usps | mnist_m | cifar10 | fcube | flair | coco |
-        # voc | digit_scenes | prostate | digit5 | domains | office_features
+        # voc | digit_scenes | prostate | digit5 | domains | office_features | amazon_reviews
         source="digits",
         digits=dict(
             seed=0,  # draws which image goes to which hospital, and the noise of its scanner
@@ -148,6 +148,13 @@ def get_config() -> ConfigDict:
             test_share=0.2,  # of each class
             standardise=True,  # rows divided by their sums, then mean 0 and deviation 1 within a domain (training rows)
             seed=0,  # draws the split
+        ),
+        amazon_reviews=dict(  # books, dvd, electronics, kitchen
+            path="",  # KD3A's amazon.npz, mSDA's amazon.mat, or an .npz with {domain}_{train,test}_{indptr,indices,values,y}
+            features=5000,  # the first so many words and pairs of words; 0 = all
+            scale="counts",  # counts | log: log(1 + count) | binary
+            train=2000,  # training reviews of a domain, where the file has no split
+            seed=0,  # draws them
         ),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
 
 from fedjax_pfl.data import federate, files, matlab
 from fedjax_pfl.errors import UserError
@@ -754,6 +754,116 @@ def test_office_features_mistakes_are_one_line(surf: Path) -> None:
     refused("dslr_SURF_L10.mat: not a whole .mat file", "office_features", path=path)
 
 
+# --- reviews ----------------------------------------------------------------------------------------------------------
+
+SIZES = (7, 6, 8, 9)
+
+
+def reviews() -> tuple[np.ndarray, np.ndarray]:
+    """Counts [30, 11] with the row's number in its first column, and labels -1 and +1."""
+    x = np.random.RandomState(3).poisson(0.5, (sum(SIZES), 11))
+    x[:, 0] = np.arange(len(x)) + 1
+    x[0, 10] = 3
+    return x, np.where(np.arange(len(x)) % 2, 1, -1)
+
+
+@pytest.fixture
+def amazon(tmp_path: Path) -> Path:
+    """All three layouts."""
+    (x, y), offset = reviews(), np.cumsum((0, *SIZES))
+    stored = coo_matrix(x.T)  # features x reviews
+    np.savez(
+        tmp_path / "kd3a.npz",
+        xx_data=stored.data, xx_row=stored.row, xx_col=stored.col, xx_shape=stored.shape, yy=y[:, None], offset=offset[:, None],
+    )  # fmt: skip
+    savemat(tmp_path / "msda.mat", {"xx": csc_matrix(x.T.astype(float)), "yy": y[:, None], "offset": offset[None]})
+    arrays = {}
+    for k, domain in enumerate(("books", "dvd", "electronics", "kitchen")):
+        for part, rows in (("train", slice(offset[k], offset[k] + 4)), ("test", slice(offset[k] + 4, offset[k + 1]))):
+            piece = csr_matrix(x[rows])
+            for key, value in (
+                ("indptr", piece.indptr),
+                ("indices", piece.indices),
+                ("values", piece.data),
+                ("y", y[rows]),
+            ):
+                arrays[f"{domain}_{part}_{key}"] = value
+    np.savez(tmp_path / "split.npz", **arrays)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["kd3a.npz", "msda.mat", "split.npz"])
+def test_amazon_reviews(name: str, amazon: Path) -> None:
+    (x, y), offset = reviews(), np.cumsum((0, *SIZES))
+    data = read("amazon_reviews", path=str(amazon / name), features=0, train=4)
+    assert data.client_names == ("books", "dvd", "electronics", "kitchen")
+    assert data.class_names == ("negative", "positive")
+    rows = data.x[:, 0].astype(int) - 1
+    assert sorted(rows.tolist()) == list(range(30))
+    np.testing.assert_array_equal(data.x, x[rows])
+    np.testing.assert_array_equal(data.y, y[rows] > 0)
+    np.testing.assert_array_equal(data.client, np.searchsorted(offset, rows, "right") - 1)
+    for k, n in enumerate(SIZES):
+        assert np.bincount(data.split[data.client == k]).tolist() == [4, 0, n - 4]
+    other = read("amazon_reviews", path=str(amazon / name), features=0, train=4, seed=1)
+    assert (sorted(other.x[other.split == 2][:, 0]) != sorted(data.x[data.split == 2][:, 0])) == (name != "split.npz")
+
+    few = read("amazon_reviews", path=str(amazon / name), features=5, train=4)
+    np.testing.assert_array_equal(few.x, x[rows, :5])
+    log, binary = (
+        read("amazon_reviews", path=str(amazon / name), features=0, train=4, scale=s).x for s in ("log", "binary")
+    )
+    np.testing.assert_allclose(log, np.log(1 + x[rows]), rtol=1e-6)
+    np.testing.assert_array_equal(binary, x[rows] > 0)
+
+
+def test_amazon_reviews_mistakes_are_one_line(amazon: Path, tmp_path: Path) -> None:
+    path, file = str(amazon / "kd3a.npz"), tmp_path / "a.npz"
+    refused("config.data.amazon_reviews.features: -1", "amazon_reviews", path=path, features=-1)
+    refused("features: 12, but .*kd3a.npz has 11 of them", "amazon_reviews", path=path, features=12, train=4)
+    refused(r"scale: unknown name 'logs' \(did you mean 'log'\?\)", "amazon_reviews", path=path, scale="logs")
+    refused("train: 0, expected at least 1", "amazon_reviews", path=path, train=0)
+    refused("seed: -1", "amazon_reviews", path=path, seed=-1)
+    refused(
+        "train: 6, but .*kd3a.npz has 6 reviews of 'dvd'; leave some for testing", "amazon_reviews", path=path, train=6
+    )
+    for name, changes in (
+        ("kd3a", [
+            (dict(yy=np.zeros(29)), r"offset \[0, 7, 13, 21, 30\] for 29 labels"),
+            (dict(yy=np.full(30, 2)), r"labels \[2\] found, expected -1 and \+1"),
+            (dict(offset=[0, 30]), r"offset \[0, 30\] for 30 labels, expected 0, three bounds and 30"),
+            (dict(xx_shape=[30, 11]), "make no matrix"),
+            (dict(xx_shape=[11, 31]), r"a matrix \(11, 31\) for 30 labels, expected features x reviews"),
+            (dict(xx_row=[1, 2]), "xx_data, xx_row, xx_col and xx_shape make no matrix"),
+            (dict(xx_shape=None), "no key 'xx_shape'"),
+        ]),
+        ("split", [
+            (dict(dvd_test_y=None), "no key 'dvd_test_y'.*; neither KD3A's, mSDA's nor a layout with a split"),
+            (dict(dvd_test_y=[1]), "dvd_test_indptr, _indices and _values make no matrix of 1 rows"),
+            (dict(dvd_test_indices=[-1] * 100), "make no matrix"),
+            (dict(dvd_test_y=[3, 3]), r"labels \[3\] found"),
+        ]),
+    ):  # fmt: skip
+        with np.load(amazon / f"{name}.npz") as stored:
+            arrays = dict(stored)
+        for change, message in changes:
+            np.savez(file, **{key: value for key, value in (arrays | change).items() if value is not None})
+            refused(message, "amazon_reviews", path=str(file), features=0, train=4)
+        key = "xx_data" if name == "kd3a" else "dvd_test_values"
+        np.savez(file, **(arrays | {key: -arrays[key]}))
+        refused(
+            "a value of -[0-9]+ found, expected counts of at least 0",
+            "amazon_reviews",
+            path=str(file),
+            features=0,
+            train=4,
+        )
+    savemat(tmp_path / "a.mat", {"xx": np.zeros((3, 3))})
+    refused("a.mat: no key 'yy'", "amazon_reviews", path=str(tmp_path / "a.mat"))
+    file.write_bytes(b"")
+    refused("not a whole .npz file", "amazon_reviews", path=str(file))
+
+
 # --- Real data --------------------------------------------------------------------------------------------------------
 
 
@@ -805,3 +915,24 @@ def test_real_digit5_made(real_data: RealData) -> None:
     for moment in (np.mean, np.std):  # of all pixels, in 0...255
         assert abs(moment(whole(made, "mnist_m", 0)[0]) - moment(published.x)) < 6
     assert np.bincount(whole(made, "synth", 0)[1]).min() > 150
+
+
+@pytest.mark.real_data
+def test_real_amazon_reviews(real_data: RealData) -> None:
+    data = read("amazon_reviews", path=str(real_data("amazon_reviews/amazon_reviews_bow5000.npz")))
+    assert data.x.shape == (27_677, 5_000)
+    tests = [4_465, 3_586, 5_681, 5_945]
+    for k, n in enumerate(tests):
+        mine = data.client == k
+        assert np.bincount(data.split[mine]).tolist() == [2_000, 0, n]
+        assert np.bincount(data.y[mine & (data.split == 0)]).tolist() == [1_000, 1_000]
+    assert data.x.min() == 0
+    assert (data.x == np.round(data.x)).all()
+    # A word's count says something: the sentiment of a held-out review from the difference of the classes' means.
+    books = data.client == 0
+    x, y = np.minimum(data.x[books], 1), data.y[books]
+    learnt = data.split[books] == 0
+    means = [x[learnt & (y == c)].mean(0) for c in (0, 1)]
+    log = np.log(means[1] + 1e-3) - np.log(means[0] + 1e-3)
+    score = x[~learnt] @ log
+    assert ((score > np.median(score)) == y[~learnt]).mean() > 0.7

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_pfl.data import (
+    amazon_reviews,
     arrays,
     coco,
     dermoscopy,
@@ -51,6 +52,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "digit5": digit5.digit5,
     "domains": domains.domains,
     "office_features": office_features.office_features,
+    "amazon_reviews": amazon_reviews.amazon_reviews,
 }
 
 
