@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
             path="",  # any MedMNIST v2 .npz (train_images ... test_labels)
         ),
         tfds=dict(
-            name="",  # e.g. "mnist" or "cifar10:3.0.2"
+            name="",  # e.g. "mnist" or "cifar10:3.0.2"; "domainnet/real,domainnet/sketch": each a natural client
             data_dir="",  # where the data set was prepared; "" = TFDS's own default
             image="image",  # feature with the inputs
             label="label",  # feature with the labels; a sequence, e.g. "labels" or "objects/label", makes several for each row

@@ -1,6 +1,7 @@
 """Domains as clients: Digit-5 in all its packagings, folders of pictures, features, reviews; TFDS builders side by side."""
 
 import gzip
+import io
 import pickle
 import struct
 from collections.abc import Callable
@@ -862,6 +863,74 @@ def test_amazon_reviews_mistakes_are_one_line(amazon: Path, tmp_path: Path) -> N
     refused("a.mat: no key 'yy'", "amazon_reviews", path=str(tmp_path / "a.mat"))
     file.write_bytes(b"")
     refused("not a whole .npz file", "amazon_reviews", path=str(file))
+
+
+# --- TFDS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A set of several configs as DomainNet's, prepared as array_record without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class TinyDomains(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [  # noqa: RUF012
+            tfds.core.BuilderConfig(name=name, version="1.0.0") for name in ("real", "sketch", "other", "large")
+        ]
+
+        def _info(self) -> Any:
+            names = ["a", "b", "d" if self.builder_config.name == "other" else "c"]
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {"train": self._generate_examples(0, 6), "test": self._generate_examples(6, 9)}
+
+        def _generate_examples(self, first: int, last: int) -> Any:
+            start = {"real": 0, "sketch": 100}.get(self.builder_config.name, 0)
+            side = 9 if self.builder_config.name == "large" else 8
+            for i in range(first, last):
+                file = io.BytesIO()
+                Image.fromarray(np.full((side, side, 3), start + i, np.uint8)).save(file, "png")
+                file.seek(0)
+                yield i, {"image": file, "label": i % 3}
+
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    for config in TinyDomains.BUILDER_CONFIGS:
+        TinyDomains(config=config.name, data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds_builders_are_clients(prepared: str) -> None:
+    data = read("tfds", name="tiny_domains/real, tiny_domains/sketch", data_dir=prepared)
+    assert data.client_names == ("tiny_domains/real", "tiny_domains/sketch")
+    value = data.x[:, 0, 0, 0].astype(int)
+    np.testing.assert_array_equal(data.client, value // 100)
+    np.testing.assert_array_equal(data.y, value % 100 % 3)
+    np.testing.assert_array_equal(data.split, np.where(value % 100 < 6, 0, 2))
+    assert len(data.x) == 18
+    assert read("tfds", name="tiny_domains/real,tiny_domains/sketch", data_dir=prepared, test="").split is None
+    one = read("tfds", name="tiny_domains/sketch:1.0.0", data_dir=prepared)
+    assert one.client is None
+
+
+def test_tfds_builders_must_agree(prepared: str) -> None:
+    real = "tiny_domains/real"
+    refused("'tiny_domains/other' has other classes", "tfds", name=f"{real},tiny_domains/other", data_dir=prepared)
+    refused(
+        r"inputs \(9, 9, 3\) in 'tiny_domains/large', \(8, 8, 3\)",
+        "tfds",
+        name=f"{real},tiny_domains/large",
+        data_dir=prepared,
+    )
+    assert len(read("tfds", name=f"{real},tiny_domains/large", data_dir=prepared, size=4).x) == 18
+    refused("one name stands twice", "tfds", name=f"{real},{real}", data_dir=prepared)
+    refused("2 names make a client each", "tfds", name=f"{real},tiny_domains/sketch", data_dir=prepared, client="label")
+    refused("'tiny_domains/none' cannot be read", "tfds", name=f"{real},tiny_domains/none", data_dir=prepared)
 
 
 # --- Real data --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def tfds(
     """Read the splits `train`, `validation` and `test` of a data set ('' = none; slices such as 'train[:90%]' work).
 
     Args:
-        name: as TFDS spells it, e.g. 'mnist' or 'cifar10:3.0.2'.
+        name: as TFDS spells it, e.g. 'mnist' or 'cifar10:3.0.2'; several with commas between them, e.g.
+            'domainnet/real, domainnet/sketch', are a natural client each and must have the same classes.
         data_dir: where it was prepared; '' = TFDS's own default.
         image: feature with the inputs, all of one shape (see `size`).
         label: feature with the labels; one inside another is written 'objects/label'. A sequence of classes, as
@@ -43,8 +44,15 @@ def tfds(
 
     Raises:
         UserError: TFDS is not installed, no such data set, split or feature, nothing prepared at `data_dir`, or
-            prepared in another format than ArrayRecord.
+            prepared in another format than ArrayRecord; several names with other classes or shapes than the first has.
     """
+    # A comma between arguments of a builder ('name/a=1,b=2') separates no names.
+    builders = [word for part in name.split(",") if (word := part.strip())] if "=" not in name else []
+    if len(builders) > 1:
+        options = dict(
+            data_dir=data_dir, image=image, label=label, train=train, validation=validation, test=test, size=size
+        )
+        return _several(builders, client, options | dict(download=download))
     if size < 0:
         raise UserError(f"config.data.tfds.size: {size}, expected pixels, or 0 for images as stored")
     if not name:
@@ -110,6 +118,33 @@ def tfds(
         holder, holder_names = codes(np.array(columns[client]), len(x), f"{where} '{client}'", values)
     given = np.array(split, np.int8) if len(wanted) > 1 else None
     return Dataset(name, x, y, task, names, holder, holder_names, given)
+
+
+def _several(names: Sequence[str], client: str, options: dict[str, Any]) -> Dataset:
+    """Data sets with the same classes as one, each a natural client."""
+    if client:
+        raise UserError(f"config.data.tfds.client: '{client}', but {len(names)} names make a client each; set it to ''")
+    if len(set(names)) < len(names):
+        raise UserError(f"config.data.tfds.name: one name stands twice in '{', '.join(names)}'")
+    parts = [tfds(name=name, **options) for name in names]
+    for name, part in zip(names, parts, strict=True):
+        for what in ("class_names", "task"):
+            if getattr(part, what) != getattr(parts[0], what):
+                raise UserError(f"config.data.tfds.name: '{name}' has other classes or labels than '{names[0]}'")
+        if part.x.shape[1:] != parts[0].x.shape[1:]:
+            raise UserError(
+                f"config.data.tfds: inputs {part.x.shape[1:]} in '{name}', {parts[0].x.shape[1:]} in '{names[0]}'; set "
+                "config.data.tfds.size"
+            )
+    given = [part.split for part in parts if part.split is not None]
+    return parts[0]._replace(
+        name="+".join(names),
+        x=np.concatenate([np.asarray(part.x) for part in parts]),
+        y=np.concatenate([part.y for part in parts]),
+        client=np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.y) for part in parts]),
+        client_names=tuple(names),
+        split=np.concatenate(given) if given else None,
+    )
 
 
 def _walk(features: Any, key: str, option: str, name: str) -> list[tuple[str, Any]]:
