@@ -29,9 +29,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grey(n: int, side: int = 32, first: int = 0) -> np.ndarray:
-    """[n, side, side]: the value of image i is first + i all over, but for its corner."""
+    """[n, side, side]: the value of image i is first + i all over, but for one pixel, which tells the axes apart."""
     x = np.tile(np.arange(first, first + n, dtype=np.uint8)[:, None, None], (1, side, side))
-    x[:, 0, 0] = 255
+    x[:, 0, 3] = 255
     return x
 
 

@@ -219,7 +219,7 @@ def _lists(root: Path, lists: str) -> Path | None:
 def _listed(root: Path, folder: Path, domains: Sequence[str]) -> tuple[list[Row], tuple[str, ...]]:
     files: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()):
-        if (match := LIST.fullmatch(file.name)) and not file.name.endswith("_test_kfold.txt"):
+        if match := LIST.fullmatch(file.name):
             files.setdefault(match[1] or match[3], {})[match[2] or match[4]] = file
     rows: list[Row] = []
     labels: dict[str, int] = {}
