@@ -465,6 +465,7 @@ def test_digit5_mistakes_are_one_line(kd3a: Path, tmp_path: Path) -> None:
         refused(message, "digit5", mnist=str(file), test_share=0.5)
     np.savez(file, x=x, y=y)
     refused("digit5.test_share: 0.2 of 20 rows or groups in .*a.npz leaves", "digit5", mnist=str(file), test_share=0.2)
+    refused("digit5.path: no file of any domain found in .*a.npz", "digit5", path=str(file))
     file.write_bytes(b"no data")
     refused(r"a.npz: not an .npz, .mat, .h5 or .pkl file \(it begins with b'no data'\)", "digit5", mnist=str(file))
     mat = kd3a / "usps_28x28.mat"
@@ -620,7 +621,9 @@ def test_domains_mistakes_are_one_line(office: Path, tmp_path: Path) -> None:
         ("classes", ("bikes",), r"classes: 'bikes' is none of the 3 classes \(did you mean 'bike'\?\)"),
         ("lists", "split", "lists: no such file: .*split"),
         ("lists", "amazon", "lists: no <domain>_train.txt in .*amazon"),
+        ("lists", "amazon/bike/notes.txt", "lists: no <domain>_train.txt in .*notes.txt"),
         ("path", str(office / "empty"), "path: no <domain>/<class>/<picture> and no"),
+        ("path", str(office / "amazon" / "bike" / "notes.txt"), "path: .*notes.txt is a file, expected the folder"),
     ):
         refused(f"config.data.domains.{message}", "domains", **({"path": path, "size": 8} | {option: value}))
     (office / "dslr" / "mug").rename(office / "dslr" / "mugs")
@@ -738,6 +741,8 @@ def test_office_features_mistakes_are_one_line(surf: Path) -> None:
     refused("config.data.office_features.seed: -1", "office_features", path=path, seed=-1)
     refused("no file of 'webcam' in .*surf", "office_features", path=path, domains=("webcam",))
     refused(r"config.data.office_features.path: no \*.npy in", "office_features", path=path, pattern="*.npy")
+    refused("no .*mat in .*dslr_SURF_L10.mat", "office_features", path=str(file))
+    refused("no /x in", "office_features", path=path, pattern="/x")
     x, y = np.ones((10, 6)), np.arange(10) + 1
     for arrays, message in (
         ({"fts": x}, "dslr_SURF_L10.mat: none of labels, label, gnd in it; it has fts"),
@@ -859,6 +864,7 @@ def test_amazon_reviews_mistakes_are_one_line(amazon: Path, tmp_path: Path) -> N
             features=0,
             train=4,
         )
+    refused("not a whole .npz file", "amazon_reviews", path=str(tmp_path))
     savemat(tmp_path / "a.mat", {"xx": np.zeros((3, 3))})
     refused("a.mat: no key 'yy'", "amazon_reviews", path=str(tmp_path / "a.mat"))
     file.write_bytes(b"")

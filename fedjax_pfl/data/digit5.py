@@ -109,9 +109,9 @@ def digit5(
         domains: which of mnist, mnist_m, svhn, synth and usps; () = all that are there.
         mnist, mnist_m, svhn, synth, usps: the file or the folder of one domain; '' = look in `path`. mnist_m and synth can be
             'made'.
-        size: height and width.
+        size: height and width (FedBN: 28).
         train, test: rows of a domain, so many at most; 0 = all. Those of test are the first ones; those of train are drawn by
-            `seed`, but for synth, usps and FedBN's parts, where they are the first ones too.
+            `seed`, but for synth, usps and FedBN's parts, where they are the first ones too (FedBN: 743).
         test_share: what is split off for testing where a file has no split: of its groups (keys `group`, `font_id`), else
             of each class. Crops of one street sign may then stand on both sides.
         tile_usps: the training images of USPS four times over, then cut to `train` (as KD3A has it).

@@ -76,6 +76,8 @@ def domains(
     """
     _check(size, test_share, max_examples, seed)
     root = locate(path, f"{FIELD}.path")
+    if not root.is_dir():
+        raise UserError(f"{FIELD}.path: {root} is a file, expected the folder of the domains")
     folder = _lists(root, lists)
     rows, words = _listed(root, folder, domains) if folder else _found(root, domains, test_share, seed)
     for word in classes:
@@ -207,7 +209,7 @@ def _lists(root: Path, lists: str) -> Path | None:
         return None
     if lists != "auto":
         folder = locate(root / lists, f"{FIELD}.lists")
-        if not any(LIST.fullmatch(file.name) for file in folder.iterdir()):
+        if not folder.is_dir() or not any(LIST.fullmatch(file.name) for file in folder.iterdir()):
             raise UserError(f"{FIELD}.lists: no <domain>_train.txt in {folder}")
         return folder
     for folder in (*(root / name for name in SPLITS), root):

@@ -7,6 +7,7 @@ One .mat file for each domain, each a natural client.
 """
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def office_features(
         raise UserError(f"{FIELD}.seed: {seed}, expected at least 0 and below 2**32")
     folder = locate(path, f"{FIELD}.path")
     files: dict[str, Path] = {}
-    for file in sorted(folder.glob(pattern)):
-        if file.stem.endswith("_imgs"):  # names of the pictures
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not fnmatch(file.name, pattern) or file.stem.endswith("_imgs"):  # those have the names of the pictures
             continue
         domain = file.stem.split("_")[0].lower().removesuffix("10")
         if domain in files:
