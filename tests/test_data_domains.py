@@ -527,6 +527,8 @@ def test_domains_without_lists(office: Path) -> None:
     np.testing.assert_array_equal(two.x[:, 0, 0, 0] % 80 // 25, np.array([2, 0])[two.y])
     few = read("domains", path=str(office), size=8, max_examples=4)
     assert [(few.split[few.client == c] == s).sum() for c in range(3) for s in (0, 2)] == [4, 4, 4, 3, 4, 3]
+    alone = read("domains", path=str(office), size=8, max_examples=4, domains=("webcam",))
+    np.testing.assert_array_equal(alone.x, few.x[few.client == 2])
     again = read("domains", path=str(office), size=8, max_examples=4, seed=1)
     assert set(again.x[:, 0, 0, 0].tolist()) != set(few.x[:, 0, 0, 0].tolist())
 
@@ -619,6 +621,7 @@ def test_domains_mistakes_are_one_line(office: Path, tmp_path: Path) -> None:
         ("seed", -1, "seed: -1"),
         ("domains", ("dsrl",), r"domains: no domain 'dsrl' in .*office \(did you mean 'dslr'\?\)"),
         ("classes", ("bikes",), r"classes: 'bikes' is none of the 3 classes \(did you mean 'bike'\?\)"),
+        ("classes", ("bike", "bike"), "classes: one stands twice in bike, bike"),
         ("lists", "split", "lists: no such file: .*split"),
         ("lists", "amazon", "lists: no <domain>_train.txt in .*amazon"),
         ("lists", "amazon/bike/notes.txt", "lists: no <domain>_train.txt in .*notes.txt"),

@@ -83,6 +83,8 @@ def domains(
     for word in classes:
         if word not in words:
             raise UserError(f"{FIELD}.classes: '{word}' is none of the {len(words)} classes{nearest(word, words)}")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{FIELD}.classes: one stands twice in {', '.join(classes)}")
     words = tuple(classes) or words
     _agree(rows, words)
     number = {word: i for i, word in enumerate(words)}
@@ -158,8 +160,9 @@ def _some(rows: list[Row], number: int, seed: int) -> list[Row]:
     for i, row in enumerate(rows):
         places.setdefault((row.domain, row.split), []).append(i)
     kept: list[int] = []
-    for k, (_, place) in enumerate(sorted(places.items())):
-        kept += np.random.RandomState([seed, 1, k]).permutation(place)[:number].tolist()
+    for (domain, split), place in places.items():
+        rng = np.random.RandomState([seed, 1, split, *domain.encode()])  # whatever domains stand beside it
+        kept += rng.permutation(place)[:number].tolist()
     return [rows[i] for i in sorted(kept)]
 
 
