@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import kd3a_digits
 from fedjax_pfl import algorithms
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,11 @@ def test_what_the_readme_shows_runs(kind, code, folder, real_data):
         if "_dermoscopy.py" in line:  # the real data, but so little of it that this is a test
             path = real_data("dermoscopy_prrfl/dermoscopy_abc_128.zip")
             few = [f"--config.data.dermoscopy.path={path}", "--config.rounds=1", "--config.split.max_examples=150"]
+        elif "kd3a_digits.py" in line:
+            data, files = str(real_data("mnist/mnist.npz").parents[1]), kd3a_digits.get_config().data.digit5
+            names = ("mnist", "mnist_m", "svhn", "usps", "fonts", "backgrounds")
+            few = [f"--config.data.digit5.{name}={files[name].replace(kd3a_digits.DATA, data)}" for name in names]
+            few += ["--config.rounds=1", "--config.data.digit5.train=64", "--config.data.digit5.test=32"]
         elif "_digit_scenes.py" in line:
             few = ["--config.rounds=1", "--config.client.epochs=1"]
         _run([sys.executable, *line.split()[1:], *few], folder)
