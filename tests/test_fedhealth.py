@@ -21,7 +21,7 @@ ROUNDS = (
     ((toy.PAD, 1, 5, 0, toy.PAD, 3, toy.PAD), ()),
     ((5, 4, 1, 0, 2, toy.PAD, toy.PAD), (4,)),
     ((1, 2, 5, toy.PAD, 3, 6, 0), (5,)),
-    ((toy.PAD, 0, 1, 2, 3, 4, 6), ()),
+    ((0, 1, 2, toy.PAD, 3, 4, 6), ()),
 )
 PARTICIPANTS = [[(k, k not in lost) for k in ids if k < toy.N] for ids, lost in ROUNDS]
 

@@ -15,13 +15,13 @@ from fedjax_pfl import algorithms, local, tree, vote
 from fedjax_pfl.errors import UserError
 
 TARGET = 5
-# Everybody; some sources; one lost; a lost target; none; everybody. PAD stands anywhere.
+# Everybody, one lost; some sources; one lost; a lost target; none; everybody. PAD stands anywhere.
 ROUNDS = (
-    ((0, 1, 2, 3, 4, 5, 6), ()),
+    ((0, 1, 2, 3, 4, 5, 6), (2,)),
     ((toy.PAD, 1, 5, 0, toy.PAD, 3, toy.PAD), ()),
     ((5, 4, 1, 0, 2, toy.PAD, toy.PAD), (4,)),
     ((1, 2, 5, toy.PAD, 3, 6, 0), (5,)),
-    ((toy.PAD, 0, 1, 2, 3, 4, 6), ()),
+    ((0, 1, 2, toy.PAD, 3, 4, 6), ()),
     ((0, 1, 2, 3, 4, 5, 6), ()),
 )
 PARTICIPANTS = [[(k, k not in lost) for k in ids if k < toy.N] for ids, lost in ROUNDS]

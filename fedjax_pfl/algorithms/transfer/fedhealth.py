@@ -148,9 +148,7 @@ def fedhealth(
             x, y = network.inputs(batch, key_inputs)
             features, z, changed = network.train(variables, x, batch.mask, key_network)
             L = network.objective(z, y, batch.mask, key_loss)
-            aligned = coral(download.covariance, covariance(features, batch.mask))
-            # a batch of one row has no covariance
-            L = L + eta * jnp.where(jnp.sum(batch.mask) > 1, aligned, jnp.zeros_like(aligned))
+            L = L + eta * coral(download.covariance, covariance(features, batch.mask))
             frozen = tree.split({"batch_stats": variables.get("batch_stats", {})}, tuned)[1]
             return L, tree.merge(changed, frozen)
 
