@@ -330,6 +330,23 @@ def test_a_wrong_option_is_one_line(options, message):
     assert str(caught.value).startswith(message)
 
 
+def test_a_small_epoch_is_one_batch_and_not_all():
+    """Fewer samples than half a batch."""
+    for samples, steps in ((1, 1), (0, 3)):
+        algorithm = build({**REFERENCE, "epoch_samples": samples})
+        state = algorithm.init(toy.variables(), toy.N)
+        _, report = toy.jit(algorithm.round)(state, toy.cohort(*ROUNDS[0]), jax.random.key(0))
+        assert max(report.train.steps.tolist()) == steps
+
+
+def test_several_labels_are_refused():
+    algorithm = build(REFERENCE)
+    cohort = toy.cohort(*ROUNDS[0])
+    several = cohort._replace(data=cohort.data._replace(y=jnp.zeros((*cohort.data.y.shape, 2), jnp.int32)))
+    with pytest.raises(UserError, match="'kd3a' needs one label an example, found several or masks"):
+        algorithm.round(algorithm.init(toy.variables(), toy.N), several, jax.random.key(0))
+
+
 def test_matched_moments():
     """Two normal distributions of equal weight: variance within and between them."""
     from fedjax_pfl.algorithms.transfer.kd3a import _match_moments

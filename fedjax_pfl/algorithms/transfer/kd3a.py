@@ -220,7 +220,9 @@ def kd3a(
     poisoned_id = training.clients.index(poisoned) if poisoned else -1
     coalitions = vote.focus(focus, K, permutations=permutations, seed=training.seed)
     decide = vote.by_name(votes)
-    batches = round(round(epoch_samples / max(communications, 1)) / training.batch_size)
+    batches = 0  # the most of a round; 0: all
+    if epoch_samples:
+        batches = max(1, round(round(epoch_samples / max(communications, 1)) / training.batch_size))
     repeats = round(1 / communications) if communications < 1 else 1
     head = tree.top_level(training.layers[-1:])
     stays = [where for where, does in ((head, heads == "own"), (tree.statistics, not bn_mmd)) if does]
@@ -275,6 +277,8 @@ def kd3a(
         return jnp.stack(of[fade_personal]), jnp.stack(of[fade_deputy])
 
     def train_source(download: Download, client: Client, data, round, key):
+        if data.y.ndim != 1:
+            raise UserError("config.method: 'kd3a' needs one label an example, found several or masks")
         tx = training.optimizer(training.lr(round))
         dtype = jax.tree.leaves(download.variables["params"])[0].dtype
         told: dict[str, Array] = {"poisons": data.id == poisoned_id}
@@ -300,7 +304,7 @@ def kd3a(
             else:
                 stage = {"recover": RECOVER, "exchange": EXCHANGE}[stages] * one
             deputy = told["fading"]
-            if recover_weights != (1.0, 1.0):
+            if tuple(recover_weights) != (1.0, 1.0):
                 deputy = jnp.where(stage == RECOVER, jnp.asarray(recover_weights, dtype), deputy)
             return {**variables, "kd3a": {**told, "stage": stage, "deputy": deputy}}
 
