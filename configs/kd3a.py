@@ -47,6 +47,27 @@ METHODS: dict[str, Mapping[str, Any]] = {
 }
 
 
+def pictures(config: ConfigDict, model: str, *, batch: int, samples: int, epochs: int, lr: float) -> None:
+    """The paper's settings for folders of photographs, from ImageNet weights; its random resized crop as shift and scale.
+
+    Inputs are in [0, 1] without further normalisation, as in the released code.
+    """
+    config.data.source = "domains"
+    config.model.name = model
+    config.model.new_head = True
+    config.augment.flip_horizontal = 0.5
+    config.augment.shift_scale_rotate_p = 1.0
+    config.augment.shift = 0.06
+    config.augment.scale = 0.06
+    config.kd3a.epoch_samples = samples
+    config.rounds = epochs
+    config.client.batch_size = batch
+    config.client.lr = lr
+    config.client.schedule.final = 1e-4
+    config.eval.every = 5
+    config.checkpoint.every = 5
+
+
 def variant(
     config: ConfigDict, word: str, domains: Sequence[str], extra: Mapping[str, Mapping[str, Any]]
 ) -> ConfigDict:

@@ -357,3 +357,39 @@ def test_matched_moments():
     mean = functools.partial(tree.weighted_sum, weight=jnp.asarray([0.5, 0.5]))
     found = _match_moments(mean(parties), parties, mean)["batch_stats"]["n"]
     np.testing.assert_allclose((found["mean"], found["var"]), ([1.0], [3.0]))
+
+
+@pytest.mark.slow
+def test_folders_of_pictures_end_to_end(tmp_path):
+    """The published setting of Office-31 on pictures written here: a summary, the weights' picture, the target's column."""
+    from PIL import Image
+
+    from configs import kd3a_office31
+    from fedjax_pfl import report, train
+
+    rng = np.random.default_rng(0)
+    for number, domain in enumerate(kd3a_office31.DOMAINS):
+        for word, level in (("bike", 40), ("mug", 200)):
+            folder = tmp_path / "data" / domain / "images" / word
+            folder.mkdir(parents=True)
+            for i in range(10):
+                picture = np.clip(rng.normal(level - 10 * number, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(picture).save(folder / f"{i}.png")
+    for word in ("det-webcam", "local-webcam"):
+        config = kd3a_office31.get_config(word)
+        config.data.domains.path, config.data.domains.size, config.data.domains.cache = (
+            str(tmp_path / "data"),
+            16,
+            False,
+        )
+        config.model.name, config.model.new_head, config.client.batch_size = "resnet8", False, 8
+        config.rounds = config.eval.every = 2
+        config.kd3a.score_on = "train"
+        with jax.enable_x64(False):
+            train.run(config, tmp_path / "runs" / word, quiet=True)
+    run = tmp_path / "runs" / "det-webcam"
+    assert (run / "plots" / "domain_weight.png").stat().st_size > 1000
+    assert "server/domain_weight/client/webcam" in (run / "metrics.jsonl").read_text()
+    text = report.run([tmp_path / "runs"], which="last", mix=True)
+    assert "| method | webcam | mean |" in text
+    assert "| local, another client's model, mean |" in text
