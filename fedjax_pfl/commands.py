@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fedjax_pfl import data, log, metrics
+from fedjax_pfl import data, experiment, log, metrics, protocol
 from fedjax_pfl import train as training
 from fedjax_pfl.data.files import cache_folder
 from fedjax_pfl.errors import UserError
@@ -33,7 +33,7 @@ def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False) -> i
 
 
 def evaluate(config: Any, workdir: str | None, which: str, known_labels: Sequence[str] = ()) -> int:
-    """Evaluate a checkpoint of a run; the config is the run's own. Known labels: see `train.evaluate_run`."""
+    """Evaluate a checkpoint of a run; the config is the run's own. Known labels: see `protocol.evaluate_run`."""
     if workdir is None:
         raise UserError("--workdir: missing, --mode=eval needs the folder of a run")
     path = Path(workdir) / "config.json"
@@ -46,7 +46,7 @@ def evaluate(config: Any, workdir: str | None, which: str, known_labels: Sequenc
     if config is not None:
         raise UserError("--config: --mode=eval uses the config in the run's folder; leave --config out")
     _cache_compilations()
-    found = training.evaluate_run(own, workdir, which, known_labels)
+    found = protocol.evaluate_run(own, workdir, which, known_labels)
     file = Path(workdir) / ("_".join(["eval", which, *(["known", *known_labels] if known_labels else [])]) + ".json")
     log.write_json(file, found)
     print(table({"name": own.name or own.method, "main_metric": own.eval.metric, which: found}, which))
@@ -58,7 +58,7 @@ def evaluate(config: Any, workdir: str | None, which: str, known_labels: Sequenc
 
 def partition(config: Any, workdir: str) -> int:
     """Print and draw who holds what; train nothing."""
-    federation = training.load_federation(config)
+    federation = experiment.load_federation(config)
     print(data.describe(federation))
     path = Path(workdir) / "plots" / "partition.png"
     training.make_folder(path.parent)

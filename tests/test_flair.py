@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_pfl import checkpoint, cohort, data, train
+from fedjax_pfl import checkpoint, cohort, data, experiment, protocol, train
 from fedjax_pfl.data.flair import flair
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError
@@ -355,7 +355,7 @@ def test_a_streamed_run_equals_one_in_memory(made: Made, tmp_path: Path, monkeyp
         summary = train.run(config, tmp_path / source, quiet=True)
         assert summary is not None
         assert set(shapes) == ({12} if source == "npz" else {8, 12})
-        setup = train.prepare(config)
+        setup = experiment.prepare(config)
         saved = checkpoint.Checkpoints(tmp_path / source / "checkpoints")
         states[source] = saved.restore(config.rounds, setup.init())[0]
         saved.close()
@@ -369,8 +369,8 @@ def test_a_streamed_run_equals_one_in_memory(made: Made, tmp_path: Path, monkeyp
 
 def test_training_reads_no_more_than_its_cohorts(made: Made, tmp_path: Path, monkeypatch, reads: list) -> None:
     config = tiny("flair", made.path, **{"data.flair.order": "alphabetical", "rounds": 4})
-    monkeypatch.setattr(train, "evaluation", lambda *args, **kwargs: {})
-    setup = train.prepare(config)
+    monkeypatch.setattr(protocol, "evaluation", lambda *args, **kwargs: {})
+    setup = experiment.prepare(config)
     reads.clear()
     assert train.run(config, tmp_path / "run", stop_at=3, quiet=True) is None
     rows = [(name, row) for name, some in reads for row in some]

@@ -21,7 +21,7 @@ from configs import (
     multilabel,
 )
 from fedjax_pfl import config as configuration
-from fedjax_pfl import evaluate, metrics, train
+from fedjax_pfl import evaluate, experiment, metrics, protocol, train
 from fedjax_pfl import multilabel as outputs
 from fedjax_pfl.data.digit_scenes import NAMES
 from fedjax_pfl.data.voc import CLASSES
@@ -101,7 +101,7 @@ def test_published_settings_on_small_files(name, tmp_path, monkeypatch):
 def test_every_variant_can_be_built(word):
     config = fedlgt_digit_scenes.get_config(word)
     config.text.construction = "plain"
-    setup = train.prepare(config)
+    setup = experiment.prepare(config)
     shape = jax.eval_shape(setup.init)
     assert config.name == word
     assert jax.tree.leaves(shape)
@@ -176,19 +176,19 @@ def own(workdir: Path):
 
 def test_known_labels_change_what_is_said_of_the_others(finished):
     config = own(finished)
-    none = train.evaluate_run(config, finished, "last")
-    some = train.evaluate_run(config, finished, "last", ["4"])
-    again = train.evaluate_run(config, finished, "last", ["4"])
+    none = protocol.evaluate_run(config, finished, "last")
+    some = protocol.evaluate_run(config, finished, "last", ["4"])
+    again = protocol.evaluate_run(config, finished, "last", ["4"])
     assert some == again
     assert some["test/global/c_ap"] != none["test/global/c_ap"]
-    named = train.evaluate_run(config, finished, "last", ["one", "nine"])
+    named = protocol.evaluate_run(config, finished, "last", ["one", "nine"])
     assert named["test/global/loss"] not in (none["test/global/loss"], some["test/global/loss"])
 
 
 @pytest.mark.slow
 def test_known_labels_leave_their_entries_out(finished):
     """Against the metric computed here from the model's logits with these states."""
-    setup = train.prepare(own(finished))
+    setup = experiment.prepare(own(finished))
     state = setup.init()
     known = evaluate.Known(labels=(1, 9))
     candidate = setup.candidates["global"]
@@ -223,7 +223,7 @@ def test_known_labels_are_drawn_by_row():
 )
 def test_labels_that_cannot_be_told(finished, labels, message):
     with pytest.raises(UserError) as error:
-        train.evaluate_run(own(finished), finished, "last", labels)
+        protocol.evaluate_run(own(finished), finished, "last", labels)
     assert message in str(error.value)
 
 
@@ -235,12 +235,12 @@ def test_a_plain_classifier_cannot_be_told_labels(tmp_path):
     config.rounds = config.client.epochs = 1
     run(config, tmp_path)
     with pytest.raises(UserError, match="only a label-mask model"):
-        train.evaluate_run(config, tmp_path, "last", ["2"])
+        protocol.evaluate_run(config, tmp_path, "last", ["2"])
 
 
 @pytest.mark.slow
 def test_slices_score_as_the_whole(finished, monkeypatch):
-    setup = train.prepare(own(finished))
+    setup = experiment.prepare(own(finished))
     state, ids = setup.init(), np.arange(setup.trainers)
     for known in (None, evaluate.Known(number=2)):
         for split in ("test", "validation"):
@@ -255,7 +255,7 @@ def test_slices_score_as_the_whole(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_pooled_is_of_all_rows_together(finished):
-    setup = train.prepare(own(finished))
+    setup = experiment.prepare(own(finished))
     state, ids = setup.init(), np.arange(setup.trainers)
     found = setup.evaluator(setup.candidates["personal"], state, "validation", ids)
     rows = np.concatenate(setup.federation.validation)
@@ -268,7 +268,7 @@ def test_pooled_is_of_all_rows_together(finished):
 @pytest.mark.slow
 def test_attention_is_the_last_layers(finished):
     """With one layer: softmax of the queries and keys of the normed tokens, computed here in NumPy."""
-    setup = train.prepare(own(finished))
+    setup = experiment.prepare(own(finished))
     variables, model = setup.init().server.variables, setup.problem.model
     x = setup.federation.x[0]
     weights, p = outputs.attention(setup.problem, variables, x)

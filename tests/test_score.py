@@ -7,7 +7,7 @@ import pytest
 import toy
 
 from fedjax_pfl import config as configuration
-from fedjax_pfl import metrics, score, train
+from fedjax_pfl import experiment, metrics, score
 from fedjax_pfl.core import ClientData
 from fedjax_pfl.errors import UserError
 
@@ -83,18 +83,18 @@ def test_a_client_without_validation_rows_is_refused():
     config.model.name = "mlp"
     config.split.validation = 0.0
     with pytest.raises(UserError, match="has no validation examples"):
-        train.prepare(config)
+        experiment.prepare(config)
     config.prrfl.score_on = "train"
-    train.prepare(config)
+    experiment.prepare(config)
     config.eval.retrogress = True
     with pytest.raises(UserError, match="has no validation examples"):
-        train.prepare(config)
+        experiment.prepare(config)
 
 
 def test_class_counts():
     """Of the clients that train."""
     from configs import base
 
-    federation = train.load_federation(base.get_config())
+    federation = experiment.load_federation(base.get_config())
     expected = np.bincount(np.concatenate([federation.y[rows] for rows in federation.train[:3]]), minlength=10)
     assert configuration.class_counts(federation, 3) == tuple(expected)

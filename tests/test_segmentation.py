@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import base
 from fedjax_pfl import config as configuration
-from fedjax_pfl import metrics, plots, train
+from fedjax_pfl import experiment, metrics, plots, train
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.models import build, weights
 
@@ -56,7 +56,9 @@ def test_a_run_learns_masks_and_draws_them(squares: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_evaluator_keeps_a_byte_a_pixel(squares: Path) -> None:
-    setup = train.prepare(config_of(squares, **{"eval.batch_size": 3}))  # batches that don't divide the 4 test rows
+    setup = experiment.prepare(
+        config_of(squares, **{"eval.batch_size": 3})
+    )  # batches that don't divide the 4 test rows
     state = setup.init()
     candidate = setup.candidates["global"]
     variables = candidate.model(state, (), None)  # type: ignore[arg-type]
@@ -74,7 +76,7 @@ def test_the_evaluator_keeps_a_byte_a_pixel(squares: Path) -> None:
 def test_images_that_do_not_fit_together_are_scored_slice_by_slice(
     squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = train.prepare(config_of(squares))
+    setup = experiment.prepare(config_of(squares))
     state, candidate = setup.init(), setup.candidates["global"]
     whole = list(setup.evaluator.scores(candidate, state, "test", np.arange(2)))
     monkeypatch.setattr(type(setup.evaluator), "GROUP_BYTES", 3 * 144)
@@ -92,7 +94,7 @@ def test_a_backbone_starts_from_weights_of_its_own(squares: Path, tmp_path: Path
     path = tmp_path / "resnet18.npz"
     np.savez(path, **weights.from_variables(given, resnet))
     options = {"model.name": "deeplab_resnet18", "model.weights": str(path), "model.new_head": True}
-    federation = train.load_federation(config_of(squares))
+    federation = experiment.load_federation(config_of(squares))
     problem = configuration.build_problem(config_of(squares, **options), federation, 2)
     variables = problem.init(jax.random.key(0))
     for kind in ("params", "batch_stats"):
@@ -122,7 +124,7 @@ def test_masks_need_a_second_class(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, x=np.zeros((9, 8, 8, 1), np.uint8), y=np.zeros((9, 8, 8), int))
     with pytest.raises(UserError, match="data: masks of one class found"):
-        train.prepare(config_of(path, **{"split.partition": "homogeneous", "split.homogeneous.clients": 1}))
+        experiment.prepare(config_of(path, **{"split.partition": "homogeneous", "split.homogeneous.clients": 1}))
 
 
 def test_a_picture_of_outlines(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_pfl import algorithms, checkpoint, metrics, train
+from fedjax_pfl import algorithms, checkpoint, experiment, metrics, protocol, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.errors import UserError
 
@@ -60,7 +60,7 @@ def records(workdir: Path) -> list[dict]:
 
 
 def final_state(config, workdir: Path):
-    setup = train.prepare(config)
+    setup = experiment.prepare(config)
     saved = checkpoint.Checkpoints(workdir / "checkpoints")
     state, progress = saved.restore(max(saved.rounds()), setup.init())
     saved.close()
@@ -100,7 +100,7 @@ def test_a_run_learns_and_writes_what_it_should(tmp_path):
     assert list((tmp_path / "events").iterdir())
     lines = records(tmp_path)
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
-    names = train.prepare(config).federation.client_names
+    names = experiment.prepare(config).federation.client_names
     for model in ("personal", "global", "tuned"):
         for split, clients in (("test", names[:3]), ("held_out", names[3:])):
             key = f"{split}/{model}/macro_f1"
@@ -163,7 +163,7 @@ def test_evaluating_a_checkpoint_gives_the_summary_again(tmp_path):
     summary = train.run(config, tmp_path, quiet=True)
     assert summary is not None
     for which in ("last", "best"):
-        assert train.evaluate_run(config, tmp_path, which) == summary[which]
+        assert protocol.evaluate_run(config, tmp_path, which) == summary[which]
 
 
 @pytest.mark.parametrize(

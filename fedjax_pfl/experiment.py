@@ -1,0 +1,100 @@
+"""An experiment: everything that a config describes, read and built, ready to run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_pfl import cohort, data, evaluate
+from fedjax_pfl import config as configuration
+from fedjax_pfl.core import Algorithm, State
+from fedjax_pfl.data import Federation
+from fedjax_pfl.errors import UserError
+from fedjax_pfl.local import Training
+from fedjax_pfl.problem import Problem
+
+
+class Setup(NamedTuple):
+    """Everything that a config describes, ready to run. Clients 0..trainers-1 train; the others are held out."""
+
+    federation: Federation
+    trainers: int
+    problem: Problem
+    training: Training
+    algorithm: Algorithm
+    sampler: cohort.Sampler
+    rows: cohort.Rows  # the training rows of the trainers
+    validation: cohort.Rows | None  # their validation rows, where rounds read them
+    evaluator: evaluate.Evaluator
+    candidates: dict[str, evaluate.Candidate]
+    key: jax.Array  # of the rounds
+    init: Callable[[], State]
+
+
+def load_federation(config: Any) -> Federation:
+    """The data that a config names, split among its clients."""
+    return data.federate(data.load(config.data), config.split, config.seed)
+
+
+def prepare(config: Any) -> Setup:
+    """Read the data and build the method.
+
+    Raises:
+        UserError: whatever in the config or its files can't be.
+    """
+    configuration.validate(config)
+    federation, trainers = _hold_out(load_federation(config), config)
+    problem = configuration.build_problem(config, federation, trainers)
+    training = configuration.build_training(config, problem, federation, trainers)
+    algorithm = configuration.build_algorithm(config, training)
+    resident = {"auto": "auto", "always": True, "never": False}[config.cohort.resident]
+    pool = cohort.Pool(federation.x, federation.y, resident)
+    rows = cohort.Rows(pool, federation.train[:trainers], federation.noise)
+    longest = max(len(index) for index in (*federation.validation, *federation.test))
+    splits = {
+        "train": cohort.Rows(pool, federation.train, federation.noise),
+        "validation": cohort.Rows(pool, federation.validation, federation.noise, longest),
+        "test": cohort.Rows(pool, federation.test, federation.noise, longest),
+    }
+    if algorithm.validates and (without := np.flatnonzero(splits["validation"].counts[:trainers] == 0)).size:
+        raise UserError(
+            f"config.split: client {federation.client_names[without[0]]} has no validation examples, but models are scored "
+            "on them in each round"
+        )
+    options = {name: value for name, value in config.cohort.items() if name != "resident"}
+    key_init, key_rounds, key_eval = jax.random.split(jax.random.key(config.seed), 3)
+    return Setup(
+        federation,
+        trainers,
+        problem,
+        training,
+        algorithm,
+        cohort.Sampler(rows.counts, seed=config.seed, **options),
+        rows,
+        splits["validation"] if algorithm.validates else None,
+        evaluate.Evaluator(
+            problem,
+            federation.task,
+            federation.client_names,
+            splits,
+            batch_size=config.eval.batch_size,
+            how=config.client.map,
+            key=key_eval,
+        ),
+        evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
+        key_rounds,
+        lambda: algorithm.init(problem.init(key_init), trainers),
+    )
+
+
+def _hold_out(federation: Federation, config: Any) -> tuple[Federation, int]:
+    """The federation with the held-out clients last, and the number of the others."""
+    n, held_out = len(federation.client_names), config.eval.held_out
+    if held_out >= n:
+        raise UserError(f"config.eval.held_out: found {held_out}, expected less than the number of clients, {n}")
+    out = np.random.default_rng([config.seed, 2]).choice(n, held_out, replace=False)
+    order = [k for k in range(n) if k not in out] + sorted(out)
+    each = ("client_names", "train", "validation", "test")
+    parts = {name: tuple(getattr(federation, name)[k] for k in order) for name in each}
+    return federation._replace(**parts, noise=federation.noise[order]), n - held_out
