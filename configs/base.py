@@ -474,6 +474,16 @@ def get_config() -> ConfigDict:
         weighting="uniform",  # of the clients, in a prototype: uniform | examples (of that class)
         inference="head",  # head | prototype (the nearest one)
     )
+    config.fd = dict(
+        gamma=0.1,  # weight of the others' predictions
+        schedule="constant",  # constant | notes (they have weight a = 1 / (round + 2), the labels 1 - a)
+        fidelity="paper",  # paper | reference (PFLlib's port: logits, the client's own among them)
+    )
+    config.ifca = dict(
+        clusters=2,  # J, global models
+        shared_layers=0,  # how many of the first layers all of them have in common
+        weighting="examples",
+    )
     config.crt = dict(
         start=15,  # rounds of FedAvg; the rest trains a new classifier on the frozen backbone
         classifier="retrain",  # retrain (cRT) | normalise (tau-norm: FedAvg all along, each class's weights scaled)

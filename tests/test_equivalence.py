@@ -16,6 +16,7 @@ from reference import (
     centralised,
     crt,
     ditto,
+    fd,
     fedavg,
     fedbn,
     fedopt,
@@ -24,6 +25,7 @@ from reference import (
     fedprox,
     finetune,
     fml,
+    ifca,
     local_only,
     network,
     scaffold,
@@ -98,6 +100,10 @@ def private(client: Any) -> dict[str, np.ndarray]:
 
 def means(server: Any) -> dict[str, np.ndarray]:
     return {"mean": np.asarray(server.mean), "has": np.asarray(server.has)}
+
+
+def predictions(server: Any) -> dict[str, np.ndarray]:
+    return {"F": np.asarray(server.F), "has": np.asarray(server.has)}
 
 
 def owner(client: Any) -> dict[str, np.ndarray]:
@@ -288,6 +294,40 @@ def test_fedproto(weighting, drop_last):
     settings = {"lam": 0.7, "weighting": weighting}
     oracle = functools.partial(fedproto.fedproto, classes=toy.CLASSES, **settings)
     check("fedproto", settings, oracle, means, owner, training={"drop_last": drop_last})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gamma": 0.7}, {"schedule": "notes"}, {"gamma": 0.3, "fidelity": "reference"}], ids=str
+)
+def test_fd(settings):
+    """The others' predictions, as the server holds them after each round; PFLlib's port with logits."""
+    given = {"gamma": 0.1, **settings}
+    oracle = functools.partial(fd.fd, classes=toy.CLASSES, port=given.pop("fidelity", "paper") == "reference", **given)
+    check("fd", settings, oracle, predictions, model)
+
+
+@pytest.mark.parametrize(
+    ("layers", "common", "weighting"), [(0, (), "examples"), (1, ("body.kernel", "body.bias"), "uniform")]
+)
+def test_ifca(layers, common, weighting):
+    """Three models from draws of their own; each is chosen by somebody, and none by all."""
+    settings = {"clusters": 3, "shared_layers": layers, "weighting": weighting}
+    key = jax.random.fold_in(jax.random.key(0), 2**31 - 4)
+    first = toy.flat(toy.variables())
+    others = [toy.flat(toy.another(jax.random.fold_in(key, j))) for j in (1, 2)]
+    models = [first, *({**other, **{name: first[name] for name in common}} for other in others)]
+    chosen = set()
+
+    def oracle(model, *args, **options):
+        for round in ifca.ifca(models, *args, common=common, weighting=weighting, **options):
+            chosen.update(int(client["j"]) for client in round.clients)
+            yield round
+
+    def held(server):
+        return {f"{j}.{name}": value for j in range(3) for name, value in toy.flat(toy.row(server.models, j)).items()}
+
+    check("ifca", settings, oracle, held, lambda client: {"j": np.asarray(client.j)})
+    assert chosen == {0, 1, 2}
 
 
 def test_fedprotos_nearest_prototype():

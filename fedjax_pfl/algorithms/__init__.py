@@ -14,10 +14,12 @@ from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedav
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.ditto import ditto
+from fedjax_pfl.algorithms.personal.fd import fd
 from fedjax_pfl.algorithms.personal.fedbn import fedbn
 from fedjax_pfl.algorithms.personal.fedper import fedper
 from fedjax_pfl.algorithms.personal.fedproto import fedproto
 from fedjax_pfl.algorithms.personal.fml import fml
+from fedjax_pfl.algorithms.personal.ifca import ifca
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
 from fedjax_pfl.algorithms.transfer.fedhealth import fedhealth
@@ -42,6 +44,8 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "ditto": ditto,
     "fml": fml,
     "fedproto": fedproto,
+    "fd": fd,
+    "ifca": ifca,
     "crt": crt,
     "fedlgt": fedlgt,
     "prrfl": prrfl,
