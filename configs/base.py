@@ -455,6 +455,12 @@ def get_config() -> ConfigDict:
         personal_layers=1,  # K_P, the last layers that stay with the client
         weighting="examples",
     )
+    config.fedrep = dict(
+        personal_layers=1,  # the last layers, the head, that stay with the client
+        head_epochs=10,  # tau_h, epochs of the head in a round, before
+        body_epochs=1,  # tau_phi, those of the rest; client.epochs isn't read
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

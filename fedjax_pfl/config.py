@@ -77,6 +77,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedadam.beta2": _SHARE,
     "fedyogi.beta1": _SHARE,
     "fedyogi.beta2": _SHARE,
+    "fedrep.head_epochs": _AT_LEAST_0,
+    "fedrep.body_epochs": _AT_LEAST_1,
     "ditto.lam": _AT_LEAST_0,
     "fml.alpha": _UP_TO_1,
     "fml.beta": _UP_TO_1,

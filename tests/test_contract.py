@@ -16,6 +16,7 @@ from fedjax_pfl.core import Algorithm, State
 # Options without which a method's interesting part would not happen within the few rounds played here.
 OPTIONS: dict[str, dict[str, Any]] = {
     "finetune": {"start": 2},
+    "fedrep": {"head_epochs": 2},
     "fedlgt": {"epsilon": 0.2},
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},

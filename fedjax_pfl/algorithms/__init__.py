@@ -18,6 +18,7 @@ from fedjax_pfl.algorithms.personal.fd import fd
 from fedjax_pfl.algorithms.personal.fedbn import fedbn
 from fedjax_pfl.algorithms.personal.fedper import fedper
 from fedjax_pfl.algorithms.personal.fedproto import fedproto
+from fedjax_pfl.algorithms.personal.fedrep import fedrep
 from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.ifca import ifca
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedbn": fedbn,
     "silobn": silobn,
     "fedper": fedper,
+    "fedrep": fedrep,
     "ditto": ditto,
     "fml": fml,
     "fedproto": fedproto,

@@ -1,0 +1,135 @@
+"""More methods with a model per client: each equals its plain NumPy loop, and is another method where the maths says so.
+
+The loops, rounds and tolerances are those of test_equivalence.py.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import toy
+from reference import fedrep, network
+from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model
+
+from fedjax_pfl import algorithms, local
+from fedjax_pfl.core import State
+from fedjax_pfl.errors import UserError
+
+ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
+WITHOUT_BN = toy.Net(batch_norm=False)
+FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
+METHODS = ("fedrep",)
+
+
+@functools.cache
+def batches(t: int, k: int, epochs: int, phase: int | None = None) -> list[list[np.ndarray]]:
+    """`toy.batches`; with `phase`, of that part of the client's key split in two."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(toy.KEY), t), 0), k)
+    key = key if phase is None else jax.random.split(key)[phase]
+    found = []
+    for e in range(epochs):
+        key_e = jax.random.fold_in(jax.random.fold_in(key, e), 0)
+        order = np.asarray(local.permutation(key_e, np.int32(toy.COUNTS[k]), sum(toy.COUNTS)))[: toy.COUNTS[k]]
+        found.append([order[i : i + toy.BATCH] for i in range(0, len(order), toy.BATCH)])
+    return found
+
+
+def play(name: str, options: dict[str, Any] | None = None, **training: Any) -> list[State]:
+    """The states after each of ROUNDS, on the host."""
+    algorithm = algorithms.build(name, toy.training(**training), options)
+    start = toy.variables(batch_norm=training.get("net") is not WITHOUT_BN)
+    return [jax.device_get(state) for state in toy.play(algorithm, algorithm.init(start, toy.N), ROUNDS)]
+
+
+def same(a: Any, b: Any, tolerance: float = 1e-10) -> None:
+    """Equal trees, to rounding."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-3 * tolerance)
+
+
+def differ(a: Any, b: Any) -> bool:
+    """Whether any leaf does, by more than rounding."""
+    return any(not np.allclose(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def body(state: State) -> Any:
+    return state.server.variables["params"]["body"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("policy", "collection"), [("local", "params"), ("local-statistics", "batch_stats")])
+def test_the_batch_norm_policy(name, policy, collection):
+    """Reaches each method; what stays has a row for each client, and there is no global model."""
+    algorithm = algorithms.build(name, toy.training(batch_norm=policy))
+    part = algorithm.init(toy.variables(), toy.N).clients.part
+    assert "norm" in part[collection]
+    assert "norm" in part["batch_stats"]
+    assert algorithm.global_model is None
+
+
+def refused(name: str, options: dict[str, Any], message: str, **training: Any) -> None:
+    with pytest.raises(UserError) as error:
+        algorithms.build(name, toy.training(**training), options)
+    assert str(error.value) == message
+
+
+# -- FedRep -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "bodies", "weighting", "policy", "names"),
+    [
+        (1, 2, 1, "uniform", "aggregate", network.HEAD),
+        (1, 1, 2, "examples", "local", BATCH_NORM + network.HEAD),
+        pytest.param(1, 3, 1, "uniform", "local-statistics", STATISTICS + network.HEAD, marks=pytest.mark.slow),
+    ],
+)
+def test_fedrep(layers, heads, bodies, weighting, policy, names):
+    """Momentum, decay and the clipped norm are those of the phase's part alone."""
+    check(
+        "fedrep",
+        {"personal_layers": layers, "head_epochs": heads, "body_epochs": bodies, "weighting": weighting},
+        functools.partial(fedrep.fedrep, personal=names, weighting=weighting),
+        model,
+        kept,
+        stays=names,
+        batches=lambda t, k: (batches(t, k, heads, 0), batches(t, k, bodies, 1)),
+        training={"batch_norm": policy},
+    )
+
+
+def frozen(where: Callable[..., bool]) -> dict[str, Any]:
+    """Training on all rows at once, in which the parameters of these paths rest."""
+    freeze = local.freeze(where, np.asarray(True))
+    plain = local.optimizer(lambda: local.sgd(0.0))
+    return {**FULL, "net": WITHOUT_BN, "optimizer": lambda lr: optax.chain(plain(lr), freeze)}
+
+
+def test_fedrep_without_head_epochs_is_fedavg_of_the_body():
+    """All clients keep the initial head, which rests."""
+    states = play("fedrep", {"head_epochs": 0}, net=WITHOUT_BN, **FULL)
+    fedavg = play("fedavg", {"weighting": "uniform"}, **frozen(lambda path: path[1] == "head"))
+    for mine, other in zip(states, fedavg, strict=True):
+        same(body(mine), body(other))
+        same(toy.row(mine.clients.part, 0), {"params": {"head": other.server.variables["params"]["head"]}})
+
+
+def test_fedreps_head_trains_first():
+    """And so it sees the representation that came: one step of it is FedPer's, the body's then is not."""
+    states = play("fedrep", {"head_epochs": 1, "weighting": "examples"}, net=WITHOUT_BN, **FULL)
+    fedper = play("fedper", net=WITHOUT_BN, **FULL)
+    same(states[0].clients.part, fedper[0].clients.part)
+    assert differ(body(states[0]), body(fedper[0]))
+
+
+def test_fedreps_layers_fit_the_model():
+    refused(
+        "fedrep",
+        {"personal_layers": 3},
+        "config.fedrep.personal_layers: found 3, expected 1 to 2, as the model has the layers body, norm, head",
+    )
