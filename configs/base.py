@@ -461,6 +461,11 @@ def get_config() -> ConfigDict:
         body_epochs=1,  # tau_phi, those of the rest; client.epochs isn't read
         weighting="uniform",
     )
+    config.lg_fedavg = dict(
+        local_layers=1,  # the first layers, that are the client's own
+        start=0,  # rounds of FedAvg before
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

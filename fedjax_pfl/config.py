@@ -79,6 +79,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedyogi.beta2": _SHARE,
     "fedrep.head_epochs": _AT_LEAST_0,
     "fedrep.body_epochs": _AT_LEAST_1,
+    "lg_fedavg.start": _AT_LEAST_0,
     "ditto.lam": _AT_LEAST_0,
     "fml.alpha": _UP_TO_1,
     "fml.beta": _UP_TO_1,

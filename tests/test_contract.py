@@ -17,6 +17,7 @@ from fedjax_pfl.core import Algorithm, State
 OPTIONS: dict[str, dict[str, Any]] = {
     "finetune": {"start": 2},
     "fedrep": {"head_epochs": 2},
+    "lg_fedavg": {"start": 1},
     "fedlgt": {"epsilon": 0.2},
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},

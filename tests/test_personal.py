@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import toy
-from reference import fedrep, network
+from reference import fedrep, lg_fedavg, network
 from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model
 
 from fedjax_pfl import algorithms, local
@@ -22,7 +22,7 @@ from fedjax_pfl.errors import UserError
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 WITHOUT_BN = toy.Net(batch_norm=False)
 FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
-METHODS = ("fedrep",)
+METHODS = ("fedrep", "lg_fedavg")
 
 
 @functools.cache
@@ -132,4 +132,59 @@ def test_fedreps_layers_fit_the_model():
         "fedrep",
         {"personal_layers": 3},
         "config.fedrep.personal_layers: found 3, expected 1 to 2, as the model has the layers body, norm, head",
+    )
+
+
+# -- LG-FedAvg ----------------------------------------------------------------------------------------------------------
+
+BODY = ("body.kernel", "body.bias")
+
+
+def local_part(client: Any) -> dict[str, np.ndarray] | None:
+    return toy.flat(client.l_k) if client.own else None
+
+
+@pytest.mark.parametrize(
+    ("layers", "start", "weighting", "names"),
+    [(1, 2, "uniform", BODY), (2, 0, "examples", BODY + BATCH_NORM)],
+)
+def test_lg_fedavg(layers, start, weighting, names):
+    check(
+        "lg_fedavg",
+        {"local_layers": layers, "start": start, "weighting": weighting},
+        functools.partial(lg_fedavg.lg_fedavg, local=names, start=start, weighting=weighting),
+        model,
+        local_part,
+    )
+
+
+def test_lg_fedavg_is_fedavg_before_it_starts():
+    states, fedavg = play("lg_fedavg", {"start": 2}), play("fedavg", {"weighting": "uniform"})
+    same([state.server for state in states[:2]], [state.server for state in fedavg[:2]])
+    assert differ(states[2].server, fedavg[2].server)
+    same(body(states[3]), body(states[1]))  # what the server has of the local part rests
+
+
+def test_lg_fedavg_is_fedpers_mirror_image():
+    """What one of them averages the other keeps: one round of both makes all of FedAvg's, and each client's own."""
+    mine, fedper, fedavg = (
+        play(name, {"weighting": "uniform", **options})[0]
+        for name, options in [("lg_fedavg", {"local_layers": 2}), ("fedper", {"personal_layers": 1}), ("fedavg", {})]
+    )
+    w, statistics = fedavg.server.variables["params"], fedavg.server.variables["batch_stats"]
+    same(mine.server.variables["params"]["head"], w["head"])
+    for layer in ("body", "norm"):
+        same(fedper.server.variables["params"][layer], w[layer])
+    same(fedper.server.variables["batch_stats"], statistics)
+    alone = play("local")[0].clients.variables
+    for k in (k for k in ROUNDS[0][0] if k < toy.N):
+        parts = toy.row((mine.clients.l_k, fedper.clients.part, alone), k)
+        same({**parts[0]["params"], **parts[1]["params"]}, parts[2]["params"])
+
+
+def test_lg_fedavgs_layers_fit_the_model():
+    refused(
+        "lg_fedavg",
+        {"local_layers": 0},
+        "config.lg_fedavg.local_layers: found 0, expected 1 to 2, as the model has the layers body, norm, head",
     )

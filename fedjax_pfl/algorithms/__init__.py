@@ -21,6 +21,7 @@ from fedjax_pfl.algorithms.personal.fedproto import fedproto
 from fedjax_pfl.algorithms.personal.fedrep import fedrep
 from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.ifca import ifca
+from fedjax_pfl.algorithms.personal.lg_fedavg import lg_fedavg
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
 from fedjax_pfl.algorithms.transfer.fedhealth import fedhealth
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "silobn": silobn,
     "fedper": fedper,
     "fedrep": fedrep,
+    "lg_fedavg": lg_fedavg,
     "ditto": ditto,
     "fml": fml,
     "fedproto": fedproto,
