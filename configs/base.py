@@ -466,6 +466,13 @@ def get_config() -> ConfigDict:
         start=0,  # rounds of FedAvg before
         weighting="uniform",
     )
+    config.apfl = dict(
+        alpha=0.5,  # share of the private model in the mixture at the start, 0 to 1
+        adaptive=True,  # each client learns its share; False: it stays (the released code's default)
+        alpha_decay=0.0,  # pulls the share to 0; the released code's 0.02 (0.01 alpha^2 in the loss)
+        mix_with="global",  # between rounds the mixture is with the global model | own (the client's copy of its last round)
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "finetune": {"start": 2},
     "fedrep": {"head_epochs": 2},
     "lg_fedavg": {"start": 1},
+    "apfl": {"alpha_decay": 0.1, "mix_with": "own"},
     "fedlgt": {"epsilon": 0.2},
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 import toy
-from reference import fedrep, lg_fedavg, network
-from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model
+from reference import apfl, fedrep, lg_fedavg, network
+from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model, prefixed
 
 from fedjax_pfl import algorithms, local
 from fedjax_pfl.core import State
@@ -22,7 +22,7 @@ from fedjax_pfl.errors import UserError
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 WITHOUT_BN = toy.Net(batch_norm=False)
 FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
-METHODS = ("fedrep", "lg_fedavg")
+METHODS = ("fedrep", "lg_fedavg", "apfl")
 
 
 @functools.cache
@@ -188,3 +188,53 @@ def test_lg_fedavgs_layers_fit_the_model():
         {"local_layers": 0},
         "config.lg_fedavg.local_layers: found 0, expected 1 to 2, as the model has the layers body, norm, head",
     )
+
+
+# -- APFL ---------------------------------------------------------------------------------------------------------------
+
+
+def mixed(client: Any) -> dict[str, np.ndarray]:
+    found = toy.flat(client.v_k) | {"alpha": np.asarray(client.alpha_k)}
+    return found | (prefixed("w", toy.flat(client.w_k)) if client.w_k else {})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 0.4, "alpha_decay": 0.3, "weighting": "examples"},
+        {"alpha": 0.999, "mix_with": "own"},
+        pytest.param({"alpha": 0.3, "adaptive": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_apfl(settings):
+    check("apfl", settings, functools.partial(apfl.apfl, **settings), model, mixed)
+
+
+def test_apfls_shares_adapt():
+    """Each client's to its own data; they stay in [0, 1], and are at times clipped there; without adaptation they rest."""
+    states = play("apfl", {"alpha": 0.999})
+    shares = np.stack([state.clients.alpha_k for state in states])
+    assert len(np.unique(shares[-1])) > 3
+    assert np.all((shares >= 0) & (shares <= 1))
+    assert np.any(shares == 1)
+    assert np.all(play("apfl", {"alpha": 0.999, "adaptive": False})[-1].clients.alpha_k == 0.999)
+
+
+def test_apfl_with_a_share_of_nothing_is_fedavg():
+    """For everybody; but batch norm's running statistics are the client's own."""
+    options = {"alpha": 0.0, "adaptive": False}
+    algorithm = algorithms.build("apfl", toy.training(), options)
+    fedavg = [state.server for state in play("fedavg", {"weighting": "uniform"})]
+    states = play("apfl", options)
+    same([state.server for state in states], fedavg)
+    for used in toy.models(algorithm, states[-1]):
+        same(used["params"], fedavg[-1].variables["params"])
+
+
+def test_apfl_with_a_share_of_all_is_local_training():
+    """And its global model is FedAvg's whatever the share."""
+    states = play("apfl", {"alpha": 1.0, "adaptive": False})
+    same(states[-1].clients.v_k, play("local")[-1].clients.variables)
+    fedavg = [state.server for state in play("fedavg", {"weighting": "uniform"})]
+    same([state.server for state in states], fedavg)
+    same([state.server for state in play("apfl")], fedavg)

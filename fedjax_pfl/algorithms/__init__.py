@@ -13,6 +13,7 @@ from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
+from fedjax_pfl.algorithms.personal.apfl import apfl
 from fedjax_pfl.algorithms.personal.ditto import ditto
 from fedjax_pfl.algorithms.personal.fd import fd
 from fedjax_pfl.algorithms.personal.fedbn import fedbn
@@ -46,6 +47,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedrep": fedrep,
     "lg_fedavg": lg_fedavg,
     "ditto": ditto,
+    "apfl": apfl,
     "fml": fml,
     "fedproto": fedproto,
     "fd": fd,
