@@ -215,46 +215,80 @@ def train_on(
         The trained variables, the optimiser's state, and the loss summed over the examples seen.
     """
     loss = loss or training.loss
-    batch_size, n_max = training.batch_size, data.x.shape[0]
-    padding = -n_max % batch_size
-    steps = training.steps_per_epoch(data.count)
 
     def value(params: Any, rest: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Any]:
         return loss({"params": params, **rest}, batch, key)
 
-    def step(i, carry):
-        params, rest, opt_state, metrics, order, key = carry
+    def step(carry, key, batch):
+        params, rest, opt_state = carry
+        (value_, changed), grads = jax.value_and_grad(value, has_aux=True)(params, rest, batch, key)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), {**rest, **changed}, opt_state), value_
+
+    def begin_epoch(carry, key):
+        params, rest, opt_state = carry
+        return *_parts(begin({"params": params, **rest}, key)), opt_state
+
+    carry = (*_parts(variables), opt_state)
+    carry, metrics = steps(training, step, carry, data, key, epochs=epochs, begin=begin_epoch, limit=limit)
+    params, rest, opt_state = carry
+    return {"params": params, **rest}, opt_state, metrics
+
+
+def steps(
+    training: Training,
+    step: Callable[..., tuple[Any, Float[Array, ""]]],
+    carry: Any,
+    data: ClientData,
+    key: Key[Array, ""],
+    *,
+    epochs: int | None = None,
+    begin: Callable[[Any, Key[Array, ""]], Any] = lambda carry, key: carry,
+    limit: Callable[[Int[Array, ""]], Any] | None = None,
+    draws: int = 1,
+) -> tuple[Any, Metrics]:
+    """`train_on` with any step in place of an optimiser's: for methods that take several gradients in one.
+
+    Args:
+        step: step(carry, key, *batches) -> the new carry, and the loss that is reported, a mean over the last batch.
+        begin: changes the carry before each epoch.
+        limit: as in `train_on`.
+        draws: number of independent batches of each step. Each comes from an order of its own, so that an epoch sees the
+            data so many times; orders after the first use fold_in(fold_in(key, e), 3), fold_in(., 4), ...
+
+    Returns:
+        The last carry, and the loss summed over the examples of each step's last batch.
+    """
+    batch_size, n_max = training.batch_size, data.x.shape[0]
+    padding = -n_max % batch_size
+    number = training.steps_per_epoch(data.count)
+
+    def one_step(i, carry):
+        carry, metrics, orders, key = carry
         start = i * batch_size
         mask = start + jnp.arange(batch_size, dtype=start.dtype) < data.count
-        batch = rows(data, jax.lax.dynamic_slice(order, (start,), (batch_size,)), mask)
-        (value_, changed), grads = jax.value_and_grad(value, has_aux=True)(
-            params, rest, batch, jax.random.fold_in(key, i)
-        )
-        updates, opt_state = tx.update(grads, opt_state, params)
+        batches = [rows(data, jax.lax.dynamic_slice(order, (start,), (batch_size,)), mask) for order in orders]
+        carry, value = step(carry, jax.random.fold_in(key, i), *batches)
         seen = jnp.sum(mask, dtype=jnp.int32)
-        total = value_ if training.summed else value_ * seen.astype(value_.dtype)
+        total = value if training.summed else value * seen.astype(value.dtype)
         metrics = Metrics(metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total)
-        return optax.apply_updates(params, updates), {**rest, **changed}, opt_state, metrics, order, key
+        return carry, metrics, orders, key
 
     def epoch(e, carry):
-        params, rest, opt_state, metrics = carry
+        carry, metrics = carry
         metrics = metrics._replace(last_epoch=jnp.zeros_like(metrics.last_epoch))
         key_e = jax.random.fold_in(key, e)
-        params, rest = _parts(begin({"params": params, **rest}, jax.random.fold_in(key_e, 2)))
-        order = training.order(data, jax.random.fold_in(key_e, 0))
-        order = jnp.concatenate([order, jnp.zeros((padding,), order.dtype)])
-        carry = (params, rest, opt_state, metrics, order, jax.random.fold_in(key_e, 1))
-        most = steps if limit is None else jnp.minimum(steps, jnp.asarray(limit(e), steps.dtype))
-        carry = jax.lax.fori_loop(0, most, step, carry)
-        return carry[:4]
+        carry = begin(carry, jax.random.fold_in(key_e, 2))
+        orders = [training.order(data, jax.random.fold_in(key_e, 2 + d if d else 0)) for d in range(draws)]
+        orders = [jnp.concatenate([order, jnp.zeros((padding,), order.dtype)]) for order in orders]
+        most = number if limit is None else jnp.minimum(number, jnp.asarray(limit(e), number.dtype))
+        return jax.lax.fori_loop(0, most, one_step, (carry, metrics, orders, jax.random.fold_in(key_e, 1)))[:2]
 
-    params, rest = _parts(variables)
-    dtype = jax.eval_shape(value, params, rest, rows(data, *_first(batch_size)), key)[0].dtype
+    batches = [rows(data, *_first(batch_size))] * draws
+    dtype = jax.eval_shape(step, carry, key, *batches)[1].dtype
     none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
-    carry = (params, rest, opt_state, Metrics(zero, none, none, zero))
     epochs = training.epochs if epochs is None else epochs
-    params, rest, opt_state, metrics = jax.lax.fori_loop(0, epochs, epoch, carry)
-    return {"params": params, **rest}, opt_state, metrics
+    return jax.lax.fori_loop(0, epochs, epoch, (carry, Metrics(zero, none, none, zero)))
 
 
 def _parts(variables: Variables) -> tuple[Any, Any]:

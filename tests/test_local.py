@@ -198,6 +198,35 @@ def test_number_of_epochs_may_be_given():
     assert logged(11, epochs=0)[2].steps == 0
 
 
+def test_independent_batches():
+    """Each draw sees all of an epoch's rows in an order of its own, as documented; the padding changes nothing."""
+    training = toy.training(epochs=2, batch_size=BATCH)
+
+    def step(carry, key, *batches):
+        seen, t = carry
+        for d, batch in enumerate(batches):
+            seen = seen.at[d, t].set(jnp.where(batch.mask, batch.x[:, 0], -1))
+        return (seen, t + 1), jnp.float64(0.5)
+
+    def run(n_max):
+        rows = jnp.arange(n_max, dtype=jnp.int32)
+        data = ClientData(jnp.int32(0), jnp.int32(9), rows[:, None], rows, jnp.float32(0))
+        carry = (jnp.full((3, 8, BATCH), -1, jnp.int32), jnp.int32(0))
+        jitted = toy.jit(lambda data, key: local.steps(training, step, carry, data, key, draws=3))
+        return jax.device_get(jitted(data, jax.random.key(1)))
+
+    (seen, t), metrics = run(9)
+    assert t == metrics.steps == 6
+    assert (metrics.examples, metrics.loss) == (18, 9.0)
+    for e in range(2):
+        for d, data in enumerate((0, 3, 4)):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), e), data)
+            rows = seen[d, 3 * e : 3 * e + 3].reshape(-1)
+            np.testing.assert_array_equal(rows[rows >= 0], local.permutation(key, jnp.int32(9), 9))
+    assert len({tuple(rows.reshape(-1)) for rows in seen}) == 3
+    np.testing.assert_array_equal(run(14)[0][0], seen)
+
+
 def test_steps_per_epoch():
     counts = jnp.array([0, 1, 4, 5, 8], jnp.int32)
     assert toy.training().steps_per_epoch(counts).tolist() == [0, 1, 1, 2, 2]
