@@ -473,6 +473,13 @@ def get_config() -> ConfigDict:
         mix_with="global",  # between rounds the mixture is with the global model | own (the client's copy of its last round)
         weighting="uniform",
     )
+    config.pfedme = dict(
+        lam=15.0,  # lambda, the pull of the personal model theta to w; 0: w rests
+        inner_steps=5,  # K, steps of theta on each mini-batch
+        personal_lr=0.01,  # eta_p, of these steps; client.lr is eta, of w
+        beta=1.0,  # w <- (1 - beta) w + beta mean
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedrep": {"head_epochs": 2},
     "lg_fedavg": {"start": 1},
     "apfl": {"alpha_decay": 0.1, "mix_with": "own"},
+    "pfedme": {"inner_steps": 2, "beta": 1.5},
     "fedlgt": {"epsilon": 0.2},
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},

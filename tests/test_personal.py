@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import toy
-from reference import apfl, fedrep, lg_fedavg, network
+from reference import apfl, fedrep, lg_fedavg, network, pfedme
 from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model, prefixed
 
 from fedjax_pfl import algorithms, local
@@ -22,7 +22,7 @@ from fedjax_pfl.errors import UserError
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 WITHOUT_BN = toy.Net(batch_norm=False)
 FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
-METHODS = ("fedrep", "lg_fedavg", "apfl")
+METHODS = ("fedrep", "lg_fedavg", "apfl", "pfedme")
 
 
 @functools.cache
@@ -238,3 +238,54 @@ def test_apfl_with_a_share_of_all_is_local_training():
     fedavg = [state.server for state in play("fedavg", {"weighting": "uniform"})]
     same([state.server for state in states], fedavg)
     same([state.server for state in play("apfl")], fedavg)
+
+
+# -- pFedMe -------------------------------------------------------------------------------------------------------------
+
+
+def theta(client: Any) -> dict[str, np.ndarray] | None:
+    return toy.flat(client.theta) if client.own else None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lam": 2.0, "inner_steps": 3, "personal_lr": 0.07, "beta": 1.5, "weighting": "examples"},
+        pytest.param({"lam": 5.0, "inner_steps": 5, "personal_lr": 0.02}, marks=pytest.mark.slow),
+    ],
+)
+def test_pfedme(settings):
+    """theta goes on from batch to batch, with its momentum, and begins a round at w."""
+    check("pfedme", settings, functools.partial(pfedme.pfedme, **settings), model, theta)
+
+
+def test_pfedme_with_one_full_step_is_fedavg():
+    """Then theta - w is -eta_p times the gradient, and w_k makes a step of eta lambda eta_p; here that is eta."""
+    states = play("pfedme", {"lam": 20.0, "inner_steps": 1, "personal_lr": 0.05}, net=WITHOUT_BN, **FULL)
+    fedavg = play("fedavg", {"weighting": "uniform"}, net=WITHOUT_BN, **FULL)
+    same([state.server for state in states], [state.server for state in fedavg])
+
+
+def test_pfedme_without_its_term():
+    """w rests, and each theta is local training from there, here with one step a batch at the same rate."""
+    options = {"lam": 0.0, "inner_steps": 1, "personal_lr": toy.rate(0)}
+    state, start = play("pfedme", options)[0], toy.variables()["params"]
+    same(state.server.variables["params"], start)
+    same(state.clients.theta, play("local")[0].clients.variables)
+    resting = play("pfedme", {"beta": 0.0})[-1]
+    same(resting.server.variables["params"], start)
+    assert differ(resting.clients.theta["params"]["head"]["kernel"][0], start["head"]["kernel"])
+
+
+def test_pfedmes_personal_model_is_near_the_global_one_where_lambda_is_large():
+    """And is not w_k itself."""
+    small, large = (
+        play("pfedme", {"lam": lam, "personal_lr": 0.5 / lam, "inner_steps": 8}, solver=toy.PLAIN)[-1]
+        for lam in (1.0, 100.0)
+    )
+
+    def distance(state: State) -> float:
+        mine, w = state.clients.theta["params"], state.server.variables["params"]
+        return float(np.sum(np.square(mine["head"]["kernel"][2] - w["head"]["kernel"])))
+
+    assert 0 < distance(large) < distance(small) / 10

@@ -23,6 +23,7 @@ from fedjax_pfl.algorithms.personal.fedrep import fedrep
 from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.ifca import ifca
 from fedjax_pfl.algorithms.personal.lg_fedavg import lg_fedavg
+from fedjax_pfl.algorithms.personal.pfedme import pfedme
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
 from fedjax_pfl.algorithms.transfer.fedhealth import fedhealth
@@ -48,6 +49,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "lg_fedavg": lg_fedavg,
     "ditto": ditto,
     "apfl": apfl,
+    "pfedme": pfedme,
     "fml": fml,
     "fedproto": fedproto,
     "fd": fd,
