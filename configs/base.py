@@ -428,6 +428,14 @@ def get_config() -> ConfigDict:
         server_lr=1.0,  # eta_g
         weighting="uniform",
     )
+    config.fednova = dict(
+        mu=0.0,  # proximal term of the clients, as FedProx's
+        server_momentum=0.0,  # gamma
+        fidelity="paper",  # paper | reference (the released code); sets what is None below
+        normaliser=placeholder(str),  # of momentum with a proximal term: consistent (paper) | official (reference)
+        tau_eff=placeholder(str),  # norms (paper; reference without mu) | steps (reference with mu)
+        weighting="examples",
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

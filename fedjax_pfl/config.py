@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_pfl import algorithms, imbalance, local, losses, models, problem, registry, score, text
+from fedjax_pfl.algorithms.optimisation import fednova
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -28,8 +29,8 @@ _SHARE = (lambda v: 0 <= v < 1, "0 <= share < 1")
 _UP_TO_1 = (lambda v: 0 <= v <= 1, "0 to 1")
 
 
-def _one_of(*names: str) -> tuple[Any, str]:
-    return lambda v: v in names, f"one of {', '.join(names)}"
+def _one_of(*names: str | None) -> tuple[Any, str]:
+    return lambda v: v in names, f"one of {', '.join(map(str, names))}"
 
 
 _WEIGHTING = _one_of("examples", "uniform")
@@ -72,6 +73,11 @@ RULES: dict[str, tuple[Any, str]] = {
     "finetune.lr_factor": _POSITIVE,
     "fedprox.mu": _AT_LEAST_0,
     "scaffold.option": (lambda v: v in (1, 2), "1 or 2"),
+    "fednova.mu": _AT_LEAST_0,
+    "fednova.server_momentum": _SHARE,
+    "fednova.fidelity": _FIDELITY,
+    "fednova.normaliser": _one_of(None, *fednova.NORMALISERS),
+    "fednova.tau_eff": _one_of(None, *fednova.TAU_EFF),
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,
@@ -276,6 +282,8 @@ def build_training(config: Any, problem: Problem, federation: Federation, traine
         layers=problem.model.layers,
         lr=local.schedule(schedule.pop("name"), client.lr, rounds=config.rounds, **schedule),
         optimizer=local.optimizer(direction, weight_decay=client.weight_decay, clip=client.clip),
+        momentum=client.sgd.momentum if client.optimizer == "sgd" else None,
+        nesterov=client.sgd.nesterov,
         epochs=client.epochs,
         batch_size=client.batch_size,
         drop_last=client.drop_last,

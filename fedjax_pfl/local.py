@@ -68,6 +68,8 @@ class Training(NamedTuple):
     layers: tuple[str, ...]  # the model's top-level modules, in forward order; the last is the classifier
     lr: Callable[[Round], Float[Array, ""]]  # the client learning rate eta of a round
     optimizer: Callable[[Float[Array, ""]], optax.GradientTransformation]  # made anew every round, given eta
+    momentum: float | None = None  # of that optimiser, where it is SGD; None: it is another one
+    nesterov: bool = False
     epochs: int = 1
     batch_size: int = 32
     drop_last: bool = False  # drop an epoch's last, incomplete batch (a client smaller than a batch then makes no step)

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedproto": {"inference": "prototype"},
     "crt": {"start": 2},
     "fedhealth": {"cloud_rounds": 1, "tuned_layers": 2, "eta": 2.0},
+    "fednova": {"mu": 0.2, "server_momentum": 0.5},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -205,6 +205,8 @@ def training(net: nn.Module | None = None, solver: dict[str, float] = SOLVER, **
         "layers": LAYERS,
         "lr": local.schedule("step", 0.1, rounds=len(ROUNDS), every=2, factor=0.5),
         "optimizer": local.optimizer(lambda: local.sgd(momentum, nesterov), **solver),
+        "momentum": momentum,
+        "nesterov": nesterov,
         "epochs": 2,
         "batch_size": BATCH,
         "how": "map",

@@ -1,0 +1,159 @@
+"""Methods that seek one better global model: each equals its plain NumPy loop, as in test_equivalence.py; and reductions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from reference import fednova
+from test_equivalence import check, model, nothing, prefixed, solver
+
+from fedjax_pfl import algorithms
+from fedjax_pfl.algorithms.optimisation.fednova import norm_of_a
+from fedjax_pfl.errors import UserError
+
+ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
+EQUAL: dict[str, Any] = {"epochs": 3, "batch_size": sum(toy.COUNTS)}  # everybody makes three steps
+
+
+@functools.cache
+def _play(name: str, training: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]) -> list[Any]:
+    algorithm = algorithms.build(name, toy.training(**dict(training)), dict(options))
+    state = algorithm.init(toy.variables(), toy.N)
+    return [jax.device_get(state) for state in toy.play(algorithm, state, ROUNDS)]
+
+
+def play(name: str, training: dict[str, Any] | None = None, **options: Any) -> list[Any]:
+    """The states after each of ROUNDS, on the host."""
+    return _play(name, tuple((training or {}).items()), tuple(options.items()))
+
+
+def servers(states: list[Any]) -> list[Any]:
+    """The server's model after each round."""
+    return [state.server.variables for state in states]
+
+
+def close(a: Any, b: Any) -> None:
+    """Equal trees, to rounding."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+def differ(a: Any, b: Any) -> None:
+    """The two models' classifiers are not the same."""
+    assert not np.allclose(a["params"]["head"]["kernel"], b["params"]["head"]["kernel"])
+
+
+def kept_parts(name: str, **options: Any) -> None:
+    """The batch-norm policy reaches the method: what stays with the clients does, and the server's stays as it was."""
+    first = toy.variables()
+    for policy, parts in (("local", ("params", "batch_stats")), ("local-statistics", ("batch_stats",))):
+        algorithm = algorithms.build(name, toy.training(batch_norm=policy), options)
+        assert algorithm.global_model is None
+        *_, last = toy.play(algorithm, algorithm.init(first, toy.N), ROUNDS)
+        for collection in parts:
+            assert "norm" in last.clients.part[collection]
+            close(last.server.variables[collection]["norm"], first[collection]["norm"])
+            for kept, begun in zip(
+                jax.tree.leaves(last.clients.part[collection]["norm"]),
+                jax.tree.leaves(first[collection]["norm"]),
+                strict=True,
+            ):
+                assert not np.any(np.isclose(kept[0], begun))
+
+
+# -- FedNova ------------------------------------------------------------------------------------------------------------
+
+
+def with_b(server: Any) -> dict[str, np.ndarray]:
+    return model(server) | prefixed("b", toy.flat({"params": server.b}))
+
+
+def test_fednova():
+    """Momentum, proximal term and server momentum, by the definition of ||a||_1."""
+    oracle = functools.partial(fednova.fednova, mu=0.3, gamma=0.6)
+    check("fednova", {"mu": 0.3, "server_momentum": 0.6}, oracle, with_b, nothing)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_fednova_uniform(drop_last):
+    """With drop_last a client makes no step, so has no direction."""
+    oracle = functools.partial(fednova.fednova, weighting="uniform")
+    check("fednova", {"weighting": "uniform"}, oracle, model, nothing, training={"drop_last": drop_last})
+
+
+@pytest.mark.parametrize(
+    ("mu", "settings", "expected"),
+    [
+        (0.3, {}, {"count": "official", "tau_eff": "steps"}),
+        pytest.param(0.3, {"tau_eff": "norms"}, {"count": "official"}, marks=pytest.mark.slow),
+        pytest.param(0.3, {"normaliser": "consistent"}, {"tau_eff": "steps"}, marks=pytest.mark.slow),
+        pytest.param(0.0, {}, {"count": "official"}, marks=pytest.mark.slow),
+    ],
+)
+def test_fednova_as_released(mu, settings, expected):
+    oracle = functools.partial(fednova.fednova, mu=mu, **expected)
+    check("fednova", {"mu": mu, "fidelity": "reference", **settings}, oracle, model, nothing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"momentum": 0.0}, {"nesterov": True}])
+def test_fednova_of_other_solvers(changes):
+    check(
+        "fednova",
+        {"mu": 0.3},
+        functools.partial(fednova.fednova, mu=0.3),
+        model,
+        nothing,
+        training={"solver": {**toy.SOLVER, **changes}},
+        solver=functools.partial(solver, **changes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tau", "rho", "eta_mu", "normaliser", "expected"),
+    [
+        (5, 0.9, 0.0, "consistent", 13.1441),
+        (10, 0.9, 0.0, "official", 41.381060),
+        (7, 0.0, 0.0, "consistent", 7),
+        (5, 0.0, 2e-4, "consistent", 4.998000),
+        (6, 0.0, 0.05, "official", 5.298162),
+        (10, 0.0, 0.05, "consistent", 8.025261),
+        (4, 0.9, 0.05, "official", 11.866219),
+        (10, 0.9, 0.05, "official", 41.505239),
+        (4, 0.9, 0.05, "consistent", 8.374125),
+        (10, 0.9, 0.05, "consistent", 26.218458),
+        (0, 0.9, 0.05, "consistent", 0),
+    ],
+)
+def test_fednovas_normalisers(tau, rho, eta_mu, normaliser, expected):
+    """The values of METHODS.md, section 12.6."""
+    found = norm_of_a(jnp.int32(tau), jnp.float64(eta_mu), momentum=rho, normaliser=normaliser)
+    np.testing.assert_allclose(found, expected, atol=6e-7)
+    by_hand = fednova.defined(tau, 0.1, rho, False, eta_mu / 0.1)
+    if normaliser == "official":
+        by_hand = fednova.official(tau, 0.1, rho, eta_mu / 0.1)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12)
+
+
+def test_fednova_of_equal_steps_is_fedavg():
+    """Or FedProx: the same local solver, momentum included. With the released tau_eff it is not."""
+    close(servers(play("fednova", EQUAL)), servers(play("fedavg", EQUAL)))
+    fedprox = servers(play("fedprox", EQUAL, mu=0.3))
+    close(servers(play("fednova", EQUAL, mu=0.3)), fedprox)
+    differ(servers(play("fednova", EQUAL, mu=0.3, fidelity="reference"))[0], fedprox[0])
+    differ(servers(play("fednova"))[0], servers(play("fedavg"))[0])  # of unequal ones
+
+
+def test_fednova_needs_sgd():
+    with pytest.raises(UserError, match=r"^config\.client\.optimizer: found another optimiser, expected 'sgd'"):
+        algorithms.build("fednova", toy.training(momentum=None))
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_fednova():
+    kept_parts("fednova", mu=0.1)
