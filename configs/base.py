@@ -436,6 +436,12 @@ def get_config() -> ConfigDict:
         tau_eff=placeholder(str),  # norms (paper; reference without mu) | steps (reference with mu)
         weighting="examples",
     )
+    config.feddyn = dict(
+        alpha=0.01,  # strength of the regulariser
+        fidelity="paper",  # paper | reference (the released code); sets what is None below
+        alphas=placeholder(str),  # a client's alpha: equal (paper) | by_size (reference: alpha n / (N n_k))
+        evaluated=placeholder(str),  # the global model: server (paper) | mean (reference: of the participants' models)
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

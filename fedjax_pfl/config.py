@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_pfl import algorithms, imbalance, local, losses, models, problem, registry, score, text
-from fedjax_pfl.algorithms.optimisation import fednova
+from fedjax_pfl.algorithms.optimisation import feddyn, fednova
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -78,6 +78,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "fednova.fidelity": _FIDELITY,
     "fednova.normaliser": _one_of(None, *fednova.NORMALISERS),
     "fednova.tau_eff": _one_of(None, *fednova.TAU_EFF),
+    "feddyn.alpha": _POSITIVE,
+    "feddyn.fidelity": _FIDELITY,
+    "feddyn.alphas": _one_of(None, *feddyn.ALPHAS),
+    "feddyn.evaluated": _one_of(None, *feddyn.EVALUATED),
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,

@@ -328,7 +328,7 @@ def correct(correction: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda grads, params: tree.add(grads, correction))
 
 
-def proximal(mu: float, anchor: Any) -> optax.GradientTransformation:
+def proximal(mu: float | Float[Array, ""], anchor: Any) -> optax.GradientTransformation:
     """g <- g + mu (w - anchor): the gradient of mu/2 ||w - anchor||^2, of FedProx and Ditto."""
     return optax.stateless(lambda grads, params: tree.add(grads, tree.scale(mu, tree.sub(params, anchor))))
 

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "crt": {"start": 2},
     "fedhealth": {"cloud_rounds": 1, "tuned_layers": 2, "eta": 2.0},
     "fednova": {"mu": 0.2, "server_momentum": 0.5},
+    "feddyn": {"alpha": 0.3, "fidelity": "reference"},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import fednova
+from reference import feddyn, fednova
 from test_equivalence import check, model, nothing, prefixed, solver
 
 from fedjax_pfl import algorithms
@@ -157,3 +157,75 @@ def test_fednova_needs_sgd():
 @pytest.mark.slow
 def test_what_stays_with_a_client_in_fednova():
     kept_parts("fednova", mu=0.1)
+
+
+# -- FedDyn -------------------------------------------------------------------------------------------------------------
+
+
+def with_h(server: Any) -> dict[str, np.ndarray]:
+    mean = toy.flat(server.mean) if server.mean else {}
+    return model(server) | prefixed("h", toy.flat({"params": server.h})) | prefixed("mean", mean)
+
+
+def memory(client: Any) -> dict[str, np.ndarray]:
+    return toy.flat({"params": client.h_k})
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_feddyn(drop_last):
+    oracle = functools.partial(feddyn.feddyn, alpha=0.3)
+    check("feddyn", {"alpha": 0.3}, oracle, with_h, memory, training={"drop_last": drop_last})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"fidelity": "reference"}, {"by_size": True, "mean_model": True}),
+        pytest.param({"alphas": "by_size"}, {"by_size": True}, marks=pytest.mark.slow),
+        pytest.param({"evaluated": "mean"}, {"mean_model": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_feddyn_as_released(settings, expected):
+    oracle = functools.partial(feddyn.feddyn, alpha=0.3, **expected)
+    check("feddyn", {"alpha": 0.3, **settings}, oracle, with_h, memory)
+
+
+def test_feddyns_h_is_the_mean_of_all_clients():
+    """Over all N of them, at any participation."""
+    for state in play("feddyn", alpha=0.3):
+        close(state.server.h, jax.tree.map(lambda h_k: h_k.mean(0), state.clients.h_k))
+        assert np.all(state.server.h["head"]["kernel"] != 0)
+
+
+def test_feddyn_without_its_regulariser_is_not_fedavg():
+    """alpha -> 0: the clients train as FedAvg's do, and the server goes |S| / N further than their mean."""
+    start, mean = toy.variables()["params"], servers(play("fedavg", weighting="uniform"))[0]["params"]
+    further = len(set(ROUNDS[0][0]) - {toy.PAD}) / toy.N
+    expected = jax.tree.map(lambda m, w: m + further * (m - w), mean, start)
+    tiny = play("feddyn", alpha=1e-12)[0]
+    close(tiny.server.variables["params"], expected)
+    # in the next round as well, from there, with what all rounds so far have added up to
+    algorithm = algorithms.build("fedavg", toy.training(), {"weighting": "uniform"})
+    began = algorithm.init({**tiny.server.variables}, toy.N)._replace(round=jnp.int32(1))
+    (then,) = toy.play(algorithm, began, ROUNDS[1:2])
+    first = jax.tree.map(lambda m, w: further * (m - w), mean, start)
+    share = len(ROUNDS[1][0]) / toy.N
+    expected = jax.tree.map(lambda m, w, h: m + h + share * (m - w), then.server.variables["params"], expected, first)
+    close(play("feddyn", alpha=1e-12)[1].server.variables["params"], expected)
+
+
+def test_feddyn_needs_a_regulariser():
+    with pytest.raises(UserError, match=r"^config\.feddyn\.alpha: found 0, expected more than 0$"):
+        algorithms.build("feddyn", toy.training(), {"alpha": 0})
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_feddyn():
+    kept_parts("feddyn", alpha=0.3)
+    (first, *_) = toy.play(
+        algorithm := algorithms.build("feddyn", toy.training(batch_norm="local")),
+        algorithm.init(toy.variables(), toy.N),
+        ROUNDS,
+    )
+    assert not np.any(first.clients.client.h_k["norm"]["scale"])
+    assert np.any(first.clients.client.h_k["head"]["kernel"])

@@ -10,6 +10,7 @@ from fedjax_pfl.algorithms.baselines.local_only import local_only
 from fedjax_pfl.algorithms.imbalance.crt import crt
 from fedjax_pfl.algorithms.multilabel.fedlgt import fedlgt
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
+from fedjax_pfl.algorithms.optimisation.feddyn import feddyn
 from fedjax_pfl.algorithms.optimisation.fednova import fednova
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedprox": fedprox,
     "scaffold": scaffold,
     "fednova": fednova,
+    "feddyn": feddyn,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
