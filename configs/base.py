@@ -442,6 +442,12 @@ def get_config() -> ConfigDict:
         alphas=placeholder(str),  # a client's alpha: equal (paper) | by_size (reference: alpha n / (N n_k))
         evaluated=placeholder(str),  # the global model: server (paper) | mean (reference: of the participants' models)
     )
+    config.moon = dict(
+        mu=1.0,  # weight of the model-contrastive term
+        temperature=0.5,  # T
+        newcomers="none",  # previous model of who first takes part after round 0: none (no term) | initial | random
+        weighting="examples",
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

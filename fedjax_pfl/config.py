@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_pfl import algorithms, imbalance, local, losses, models, problem, registry, score, text
-from fedjax_pfl.algorithms.optimisation import feddyn, fednova
+from fedjax_pfl.algorithms.optimisation import feddyn, fednova, moon
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -82,6 +82,9 @@ RULES: dict[str, tuple[Any, str]] = {
     "feddyn.fidelity": _FIDELITY,
     "feddyn.alphas": _one_of(None, *feddyn.ALPHAS),
     "feddyn.evaluated": _one_of(None, *feddyn.EVALUATED),
+    "moon.mu": _AT_LEAST_0,
+    "moon.temperature": _POSITIVE,
+    "moon.newcomers": _one_of(*moon.NEWCOMERS),
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedhealth": {"cloud_rounds": 1, "tuned_layers": 2, "eta": 2.0},
     "fednova": {"mu": 0.2, "server_momentum": 0.5},
     "feddyn": {"alpha": 0.3, "fidelity": "reference"},
+    "moon": {"mu": 3.0, "newcomers": "random"},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import feddyn, fednova
+from reference import feddyn, fednova, moon
 from test_equivalence import check, model, nothing, prefixed, solver
 
 from fedjax_pfl import algorithms
 from fedjax_pfl.algorithms.optimisation.fednova import norm_of_a
+from fedjax_pfl.algorithms.optimisation.moon import contrastive
 from fedjax_pfl.errors import UserError
 
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
@@ -229,3 +230,75 @@ def test_what_stays_with_a_client_in_feddyn():
     )
     assert not np.any(first.clients.client.h_k["norm"]["scale"])
     assert np.any(first.clients.client.h_k["head"]["kernel"])
+
+
+# -- MOON ---------------------------------------------------------------------------------------------------------------
+
+
+def previous(client: Any) -> dict[str, np.ndarray] | None:
+    return toy.flat(client.previous) if client.has else None
+
+
+@pytest.mark.parametrize(
+    ("newcomers", "weighting", "drop_last"),
+    [
+        ("none", "examples", False),
+        ("initial", "uniform", True),
+        ("random", "examples", False),
+    ],
+)
+def test_moon(newcomers, weighting, drop_last):
+    def own(k: int) -> dict[str, np.ndarray]:
+        return toy.flat(toy.another(jax.random.fold_in(jax.random.key(0), k)))
+
+    first = {"none": None, "initial": lambda k: toy.flat(toy.variables()), "random": own}[newcomers]
+    settings = {"mu": 3.0, "temperature": 0.4, "weighting": weighting}
+    oracle = functools.partial(moon.moon, first=first, **settings)
+    options = {**settings, "newcomers": newcomers}
+    check("moon", options, oracle, model, previous, training={"drop_last": drop_last})
+
+
+def test_moons_gradient_by_hand():
+    """What the oracle takes for the gradient of its term is that."""
+    z, z_glob, z_prev = np.random.default_rng(2).normal(size=(3, toy.HIDDEN))
+    loss, gradient = moon.contrast(z, z_glob, z_prev, 0.4)
+    for i, step in enumerate(1e-6 * np.eye(toy.HIDDEN)):
+        up, down = (moon.contrast(z + s * step, z_glob, z_prev, 0.4)[0] for s in (1, -1))
+        np.testing.assert_allclose((up - down) / 2e-6, gradient[i], rtol=1e-6)
+    found, by_jax = jax.value_and_grad(contrastive)(z, z_glob, z_prev, temperature=0.4)
+    np.testing.assert_allclose(found, loss)
+    np.testing.assert_allclose(by_jax, gradient)
+    none = jnp.zeros_like(z)  # features of a dead layer
+    value, gradient = jax.value_and_grad(contrastive)(none, z_glob, z_prev, temperature=0.4)
+    assert value == pytest.approx(np.log(2))
+    assert not np.any(gradient)
+
+
+def test_moon_without_its_term_is_fedavg():
+    """So is its first round, and where the previous model is the received one."""
+    fedavg = servers(play("fedavg"))
+    close(servers(play("moon", mu=0.0)), fedavg)
+    states = play("moon", mu=3.0)
+    close(states[0].server.variables, fedavg[0])
+    differ(states[-1].server.variables, fedavg[-1])
+    algorithm = algorithms.build("moon", toy.training(), {"mu": 3.0, "newcomers": "initial"})
+    begun = algorithm.init(toy.variables(), toy.N)._replace(round=jnp.int32(1))
+    (state,) = toy.play(algorithm, begun, ROUNDS[1:2])
+    without = algorithms.build("fedavg", toy.training())
+    begun = without.init(toy.variables(), toy.N)._replace(round=jnp.int32(1))
+    (expected,) = toy.play(without, begun, ROUNDS[1:2])
+    close(state.server.variables, expected.server.variables)
+
+
+def test_moon_needs_features():
+    with pytest.raises(
+        UserError, match=r"^config\.method: 'moon' needs a model with features, found a label-mask model"
+    ):
+        algorithms.build("moon", toy.training(network=None))
+    with pytest.raises(UserError, match=r"^config\.moon\.newcomers: found 'random', expected"):
+        algorithms.build("moon", toy.training(init=None), {"newcomers": "random"})
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_moon():
+    kept_parts("moon", mu=3.0)

@@ -14,6 +14,7 @@ from fedjax_pfl.algorithms.optimisation.feddyn import feddyn
 from fedjax_pfl.algorithms.optimisation.fednova import fednova
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
+from fedjax_pfl.algorithms.optimisation.moon import moon
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.apfl import apfl
 from fedjax_pfl.algorithms.personal.ditto import ditto
@@ -42,6 +43,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "scaffold": scaffold,
     "fednova": fednova,
     "feddyn": feddyn,
+    "moon": moon,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
