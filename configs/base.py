@@ -448,6 +448,13 @@ def get_config() -> ConfigDict:
         newcomers="none",  # previous model of who first takes part after round 0: none (no term) | initial | random
         weighting="examples",
     )
+    config.fedir = dict(
+        normalise=False,  # divide a batch's weights p(y) / q_k(y) by their mean
+        server_lr=1.0,
+        momentum=0.0,  # of the server, as FedAvgM's
+        nesterov=False,
+        weighting="examples",
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fednova": {"mu": 0.2, "server_momentum": 0.5},
     "feddyn": {"alpha": 0.3, "fidelity": "reference"},
     "moon": {"mu": 3.0, "newcomers": "random"},
+    "fedir": {"momentum": 0.5},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import feddyn, fednova, moon
+from reference import feddyn, fedir, fednova, moon
 from test_equivalence import check, model, nothing, prefixed, solver
 
 from fedjax_pfl import algorithms
@@ -302,3 +302,53 @@ def test_moon_needs_features():
 @pytest.mark.slow
 def test_what_stays_with_a_client_in_moon():
     kept_parts("moon", mu=3.0)
+
+
+# -- FedIR --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"normalise": True, "server_lr": 0.7, "momentum": 0.5, "nesterov": True, "weighting": "uniform"}],
+)
+def test_fedir(settings):
+    check("fedir", settings, functools.partial(fedir.fedir, **settings), model, nothing)
+
+
+def test_fedir_of_clients_with_the_same_labels_is_fedavg():
+    """However many examples each has."""
+    rng = np.random.default_rng(6)
+    data = [
+        (rng.normal(k, 1.0, (n, toy.FEATURES)), rng.permutation(np.tile([0, 1, 1, 2], n // 4)).astype(np.int32))
+        for k, n in enumerate((4, 12, 8))
+    ]
+    training = toy.training(counts=(6, 12, 6))
+    found = []
+    for name in ("fedavg", "fedir"):
+        algorithm = algorithms.build(name, training)
+        rounds = [((0, 1, 2), ()), ((2, 1), ())]
+        *_, last = toy.play(algorithm, algorithm.init(toy.variables(), 3), rounds, data=data)
+        found.append(last.server.variables)
+    close(*found)
+    differ(servers(play("fedir"))[0], servers(play("fedavg"))[0])
+
+
+@pytest.mark.parametrize(("name", "options"), [("fedir", {})])
+def test_importance_needs_one_label(name, options):
+    for changes in ({"network": None}, {"counts": ()}):
+        with pytest.raises(UserError, match=rf"^config\.method: '{name}' needs one label an example, found several"):
+            algorithms.build(name, toy.training(**changes), options)
+    with pytest.raises(UserError, match=r"^config\.client\.sampler: found 'class_balanced', expected 'instance'"):
+        algorithms.build(name, toy.training(sampler="class_balanced"), options)
+    algorithm, cohort = algorithms.build(name, toy.training(), options), toy.cohort(ROUNDS[0][0])
+    masks = cohort.data._replace(y=jnp.zeros((*cohort.data.y.shape, 2, 2), jnp.int32))
+    state = algorithm.init(toy.variables(), toy.N)
+    with pytest.raises(
+        UserError, match=rf"^config\.method: '{name}' needs one label an example, found several or masks"
+    ):
+        algorithm.round(state, cohort._replace(data=masks), jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_fedir():
+    kept_parts("fedir")

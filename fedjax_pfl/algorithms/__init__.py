@@ -11,6 +11,7 @@ from fedjax_pfl.algorithms.imbalance.crt import crt
 from fedjax_pfl.algorithms.multilabel.fedlgt import fedlgt
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.algorithms.optimisation.feddyn import feddyn
+from fedjax_pfl.algorithms.optimisation.fedir import fedir
 from fedjax_pfl.algorithms.optimisation.fednova import fednova
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
@@ -44,6 +45,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fednova": fednova,
     "feddyn": feddyn,
     "moon": moon,
+    "fedir": fedir,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,

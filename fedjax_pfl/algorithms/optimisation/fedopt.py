@@ -11,7 +11,7 @@ import optax
 
 from fedjax_pfl import aggregate, tree
 from fedjax_pfl.algorithms.optimisation import fedavg
-from fedjax_pfl.core import Algorithm, Model, Variables, compose
+from fedjax_pfl.core import Algorithm, Exchange, Model, Variables, compose
 from fedjax_pfl.local import Training
 
 
@@ -20,13 +20,16 @@ class Server(NamedTuple):
     opt_state: Any
 
 
-def server_optimizer(training: Training, tx: optax.GradientTransformation, weighting: str) -> Algorithm:
+def server_optimizer(
+    training: Training, tx: optax.GradientTransformation, weighting: str, clients: Exchange | None = None
+) -> Algorithm:
     """FedOpt, Algorithm 1: FedAvg's clients, and a server that takes Delta = sum_k p_k (w_k - w_t) as its direction.
 
     Args:
         tx: turns Delta into the update to be added to w_t (so an optax optimiser must be given -Delta).
+        clients: whose download and local update to take instead of FedAvg's; they upload a `Model`.
     """
-    average = fedavg.exchange(training, weighting)
+    average = clients or fedavg.exchange(training, weighting)
 
     def server_update(server, uploads, cohort, round):
         w = aggregate.mean(uploads.variables, cohort, weighting)
