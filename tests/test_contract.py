@@ -64,7 +64,28 @@ def played(name: str) -> Play:
     return Play(algorithm, round, states)
 
 
-@pytest.fixture(params=algorithms.METHODS)
+# One of each kind; the others' laws run with the slow tests.
+QUICK = {
+    "local",
+    "fedavg",
+    "scaffold",
+    "fedadam",
+    "fednova",
+    "fedbn",
+    "ditto",
+    "apfl",
+    "fml",
+    "fedproto",
+    "prrfl",
+    "kd3a",
+}
+
+
+# of the module, so that a method's tests stand together and its round is compiled once
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in algorithms.METHODS],
+)
 def name(request) -> str:
     return request.param
 

@@ -174,6 +174,7 @@ def own(workdir: Path):
     return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
+@pytest.mark.slow
 def test_known_labels_change_what_is_said_of_the_others(finished):
     config = own(finished)
     none = protocol.evaluate_run(config, finished, "last")

@@ -416,6 +416,7 @@ def test_one_full_step_is_one_step_on_the_weighted_loss():
         close(toy.flat(state.server.variables), w)
 
 
+@pytest.mark.slow
 def test_a_classifier_one_level_down():
     """VGG16-slim's is `fc2.linear`: tau-norm and nearest prototypes find it."""
     from fedjax_pfl.models.vgg import VGG16Slim

@@ -69,7 +69,7 @@ def final_state(config, workdir: Path):
 
 # A server's state alone, and the richest state of server and clients; the others among the slow tests (the law that what is
 # saved comes back bit for bit is in test_contract.py, for each of them).
-QUICK = {"fedavg", "prrfl"}
+QUICK = {"fedavg"}
 METHODS = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in sorted(algorithms.METHODS)]
 
 
