@@ -9,9 +9,9 @@ lr 0.02 falling along a cosine, refinement from round 2 on. The paper's, on a GP
 paper's split; by lesion: --config.data.dermoscopy.split=lesion.
 Command: python launch.py --config=configs/prrfl_dermoscopy.py (or :v1, :reference, :fedavg ... see VARIANTS)
 Published (four clients, 128 x 128): mean macro F1 72.82, mean AUC 89.20 (the record file of the authors' v2 repository).
-Measured (seed 0, 2 CPU cores beside other work, 2.5 to 6 min of training), test macro F1 and AUC, mean over hospitals, at the
-round best by validation: v2 0.410, 0.725; local 0.352, 0.755; fedavg 0.414, 0.682; fedbn 0.444, 0.755. A reading: README. The
-other words and seeds: not yet run.
+Measured (seeds 0, 1, 2, 2 CPU cores, 2.5 to 6 min a run), test macro F1 and AUC, mean over hospitals, at the round best by
+validation: v2 0.469 (deviation 0.095), 0.773; local (seeds 0, 1) 0.367 (0.022), 0.740; fedavg 0.389 (0.027), 0.705; fedbn 0.425
+(0.038), 0.761. A reading: README. The other words, and the split by lesion: not yet run.
 """
 
 from collections.abc import Mapping
