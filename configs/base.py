@@ -455,6 +455,14 @@ def get_config() -> ConfigDict:
         nesterov=False,
         weighting="examples",
     )
+    config.fedvc = dict(
+        n_vc=256,  # N_VC, examples on which every client of the cohort trains in a round (client.epochs times)
+        importance=False,  # reweight them as FedIR does
+        server_lr=1.0,
+        momentum=0.0,  # of the server, as FedAvgM's
+        nesterov=False,
+        weighting="uniform",
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

@@ -86,6 +86,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "moon.temperature": _POSITIVE,
     "moon.newcomers": _one_of(*moon.NEWCOMERS),
     "fedir.momentum": _SHARE,
+    "fedvc.n_vc": _AT_LEAST_1,
+    "fedvc.momentum": _SHARE,
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,
@@ -158,7 +160,10 @@ RULES: dict[str, tuple[Any, str]] = {
     **{f"loss.{name}.weighting": _one_of(*imbalance.WEIGHTINGS) for name in ("cross_entropy", "focal")},
     **{f"loss.{name}.reduction": _one_of(*imbalance.REDUCTIONS) for name in ("cross_entropy", "focal")},
     **{f"loss.{name}.beta": _SHARE for name in ("cross_entropy", "focal")},
-    **{f"{name}.server_lr": _POSITIVE for name in ("scaffold", "fedir", "fedavgm", "fedadagrad", "fedadam", "fedyogi")},
+    **{
+        f"{name}.server_lr": _POSITIVE
+        for name in ("scaffold", "fedir", "fedvc", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+    },
     **{f"{name}.tau": _POSITIVE for name in ("fedadagrad", "fedadam", "fedyogi")},
     **{f"{name}.fidelity": _FIDELITY for name in ("fedadagrad", "fedadam", "fedyogi")},
     **{

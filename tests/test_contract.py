@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "feddyn": {"alpha": 0.3, "fidelity": "reference"},
     "moon": {"mu": 3.0, "newcomers": "random"},
     "fedir": {"momentum": 0.5},
+    "fedvc": {"n_vc": 6, "importance": True},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -11,8 +11,9 @@ import toy
 from reference import feddyn, fedir, fednova, moon
 from test_equivalence import check, model, nothing, prefixed, solver
 
-from fedjax_pfl import algorithms
+from fedjax_pfl import algorithms, local
 from fedjax_pfl.algorithms.optimisation.fednova import norm_of_a
+from fedjax_pfl.algorithms.optimisation.fedvc import draw
 from fedjax_pfl.algorithms.optimisation.moon import contrastive
 from fedjax_pfl.errors import UserError
 
@@ -333,7 +334,7 @@ def test_fedir_of_clients_with_the_same_labels_is_fedavg():
     differ(servers(play("fedir"))[0], servers(play("fedavg"))[0])
 
 
-@pytest.mark.parametrize(("name", "options"), [("fedir", {})])
+@pytest.mark.parametrize(("name", "options"), [("fedir", {}), ("fedvc", {"importance": True})])
 def test_importance_needs_one_label(name, options):
     for changes in ({"network": None}, {"counts": ()}):
         with pytest.raises(UserError, match=rf"^config\.method: '{name}' needs one label an example, found several"):
@@ -352,3 +353,67 @@ def test_importance_needs_one_label(name, options):
 @pytest.mark.slow
 def test_what_stays_with_a_client_in_fedir():
     kept_parts("fedir")
+
+
+# -- FedVC --------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def virtual(t: int, k: int, n_vc: int, epochs: int = 2) -> list[list[np.ndarray]]:
+    """For each epoch the row numbers of a virtual client's batches."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(toy.KEY), t), 0), k)
+    key_draw, key_train = jax.random.split(key)
+    index, batches = np.asarray(draw(key_draw, jnp.int32(toy.COUNTS[k]), max(toy.COUNTS), n_vc)), []
+    for e in range(epochs):
+        key_e = jax.random.fold_in(jax.random.fold_in(key_train, e), 0)
+        order = index[np.asarray(local.permutation(key_e, jnp.int32(n_vc), n_vc))]
+        batches.append([order[i : i + toy.BATCH] for i in range(0, n_vc, toy.BATCH)])
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("n_vc", "settings"),
+    [
+        (6, {"importance": True}),
+        pytest.param(15, {"momentum": 0.5, "weighting": "examples"}, marks=pytest.mark.slow),  # more than anybody has
+    ],
+)
+def test_fedvc(n_vc, settings):
+    oracle = functools.partial(fedir.fedir, **{"importance": False, "weighting": "uniform", **settings})
+    check("fedvc", {"n_vc": n_vc, **settings}, oracle, model, nothing, batches=lambda t, k: virtual(t, k, n_vc))
+
+
+def test_a_virtual_clients_examples():
+    """All different where there are enough; else every one of the client's as likely; padding never."""
+    key, n_max = jax.random.key(0), 20
+    for count in (1, 5, 8, 20):
+        drawn = np.concatenate([draw(jax.random.fold_in(key, i), jnp.int32(count), n_max, 8) for i in range(200)])
+        assert np.all((drawn >= 0) & (drawn < count))
+        if count >= 8:
+            assert all(len(set(rows.tolist())) == 8 for rows in drawn.reshape(200, 8))
+        np.testing.assert_allclose(np.bincount(drawn, minlength=count) / 1600, 1 / count, atol=0.04)
+    for i in range(5):  # however much padding there is
+        one, other = (draw(jax.random.fold_in(key, i), jnp.int32(9), n, 8) for n in (9, 30))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_fedvc_of_clients_as_large_as_virtual_ones_is_fedavg():
+    """On one full step, to which the order of the rows is nothing."""
+    rng = np.random.default_rng(7)
+    data = [(rng.normal(k, 1.0, (8, toy.FEATURES)), rng.integers(0, 3, 8).astype(np.int32)) for k in range(3)]
+    training, found = toy.training(batch_size=8), []
+    for name, options in (("fedavg", {}), ("fedvc", {"n_vc": 8})):
+        algorithm = algorithms.build(name, training, options)
+        *_, last = toy.play(algorithm, algorithm.init(toy.variables(), 3), [((0, 1), ()), ((2, 1), ())], data=data)
+        found.append(last.server.variables)
+    close(*found)
+
+
+def test_fedvc_needs_an_example():
+    with pytest.raises(UserError, match=r"^config\.fedvc\.n_vc: found 0, expected 1 or more$"):
+        algorithms.build("fedvc", toy.training(), {"n_vc": 0})
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_fedvc():
+    kept_parts("fedvc", n_vc=6)

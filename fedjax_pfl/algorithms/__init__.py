@@ -15,6 +15,7 @@ from fedjax_pfl.algorithms.optimisation.fedir import fedir
 from fedjax_pfl.algorithms.optimisation.fednova import fednova
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
+from fedjax_pfl.algorithms.optimisation.fedvc import fedvc
 from fedjax_pfl.algorithms.optimisation.moon import moon
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.apfl import apfl
@@ -46,6 +47,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "feddyn": feddyn,
     "moon": moon,
     "fedir": fedir,
+    "fedvc": fedvc,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
