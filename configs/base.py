@@ -463,6 +463,16 @@ def get_config() -> ConfigDict:
         nesterov=False,
         weighting="uniform",
     )
+    mimicked = dict(
+        base="momentum",  # the centralised optimiser that clients mimic: sgd | momentum | adam
+        beta1=0.9,
+        beta2=0.99,  # adam's
+        epsilon=1e-3,  # adam's
+        v0=1.0,  # adam's first second moment: the smaller, the longer its first steps
+        weighting="uniform",
+    )
+    config.mime = mimicked  # client.sgd.momentum and client.clip come on top: the paper has neither
+    config.mimelite = mimicked
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_pfl import algorithms, imbalance, local, losses, models, problem, registry, score, text
-from fedjax_pfl.algorithms.optimisation import feddyn, fednova, moon
+from fedjax_pfl.algorithms.optimisation import feddyn, fednova, mime, moon
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError
@@ -88,6 +88,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedir.momentum": _SHARE,
     "fedvc.n_vc": _AT_LEAST_1,
     "fedvc.momentum": _SHARE,
+    **{f"{name}.base": _one_of(*mime.BASES) for name in ("mime", "mimelite")},
+    **{f"{name}.{beta}": _SHARE for name in ("mime", "mimelite") for beta in ("beta1", "beta2")},
+    **{f"{name}.epsilon": _POSITIVE for name in ("mime", "mimelite")},
+    **{f"{name}.v0": _AT_LEAST_0 for name in ("mime", "mimelite")},
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,

@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moon": {"mu": 3.0, "newcomers": "random"},
     "fedir": {"momentum": 0.5},
     "fedvc": {"n_vc": 6, "importance": True},
+    "mimelite": {"base": "adam"},
     "kd3a": {"fidelity": "reference", "target": "c3", "det": True, "sub_epochs": 2},
 }
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import feddyn, fedir, fednova, moon
+from reference import feddyn, fedir, fednova, mime, moon
+from reference.network import train_batch
 from test_equivalence import check, model, nothing, prefixed, solver
 
 from fedjax_pfl import algorithms, local
@@ -417,3 +418,100 @@ def test_fedvc_needs_an_example():
 @pytest.mark.slow
 def test_what_stays_with_a_client_in_fedvc():
     kept_parts("fedvc", n_vc=6)
+
+
+# -- Mime and MimeLite --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def second_batches(t: int, k: int) -> list[list[np.ndarray]]:
+    """`toy.batches` of a round's second communication."""
+    key, batches = jax.random.fold_in(jax.random.fold_in(jax.random.key(toy.KEY), t), 1), []
+    for e in range(2):
+        key_e = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, k), e), 0)
+        order = np.asarray(local.permutation(key_e, jnp.int32(toy.COUNTS[k]), 2 * sum(toy.COUNTS)))[: toy.COUNTS[k]]
+        batches.append([order[i : i + toy.BATCH] for i in range(0, len(order), toy.BATCH)])
+    return batches
+
+
+def with_moments(server: Any) -> dict[str, np.ndarray]:
+    held = {"c": server.c}
+    if hasattr(server.s, "v"):
+        held |= {"m": server.s.m, "v": server.s.v}
+    else:
+        held |= {"m": server.s}
+    found = model(server)
+    for name, part in held.items():
+        found |= prefixed(name, toy.flat({"params": part})) if part else {}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "weighting"),
+    [
+        ("mime", "momentum", "uniform"),
+        ("mimelite", "adam", "examples"),
+        pytest.param("mime", "adam", "examples", marks=pytest.mark.slow),
+        pytest.param("mime", "sgd", "uniform", marks=pytest.mark.slow),
+        pytest.param("mimelite", "momentum", "uniform", marks=pytest.mark.slow),
+    ],
+)
+def test_mime(name, base, weighting):
+    lite = name == "mimelite"
+    oracle = functools.partial(
+        mime.mime, batch_size=toy.BATCH, base=base, lite=lite, b1=0.8, b2=0.7, eps=0.1, v0=0.5, weighting=weighting
+    )
+    options = {"base": base, "beta1": 0.8, "beta2": 0.7, "epsilon": 0.1, "v0": 0.5, "weighting": weighting}
+    check(name, options, oracle, with_moments, nothing, batches=None if lite else second_batches)
+
+
+def test_mimelite_of_sgd_is_fedavg():
+    fedavg = servers(play("fedavg", weighting="uniform"))
+    close(servers(play("mimelite", base="sgd")), fedavg)
+    differ(servers(play("mimelite"))[0], fedavg[0])
+    differ(servers(play("mime", base="sgd"))[0], fedavg[0])
+
+
+@pytest.mark.parametrize("name", ["mime", "mimelite"])
+def test_one_full_step_of_mime_is_the_centralised_optimiser(name):
+    """Momentum on sum_k n_k / n F_k; the correction is c then, and without it the clients' steps have the same mean."""
+    net = toy.Net(batch_norm=False)
+    training = toy.training(net, toy.PLAIN, epochs=1, batch_size=sum(toy.COUNTS))
+    algorithm = algorithms.build(name, training, {"beta1": 0.8, "weighting": "examples"})
+    start = toy.variables(batch_norm=False)
+    w = toy.flat(start)
+    m = {key: np.zeros_like(value) for key, value in w.items()}
+    states = toy.play(algorithm, algorithm.init(start, toy.N), ROUNDS)
+    for t, (state, (ids, _)) in enumerate(zip(states, ROUNDS, strict=True)):
+        x, y = (np.concatenate([toy.rows()[k][i] for k in ids if k < toy.N]) for i in (0, 1))
+        _, g, _ = train_batch(w, x, y)
+        m = {key: 0.8 * m[key] + 0.2 * g[key] for key in m}
+        w = {key: w[key] - toy.rate(t) * m[key] for key in w}
+        found = toy.flat(state.server.variables)
+        for key, value in w.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mime", "mimelite"])
+def test_mime_needs_a_mean(name):
+    with pytest.raises(UserError, match=rf"^config\.loss\.over_batch: found 'sum', but the gradients of '{name}' need"):
+        algorithms.build(name, toy.training(summed=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mime", "mimelite"])
+def test_what_stays_with_a_client_in_mime(name):
+    """Its gradient does not travel, so the statistics know nothing of it."""
+    kept_parts(name)
+    algorithm = algorithms.build(name, toy.training(batch_norm="local"))
+    *_, last = toy.play(algorithm, algorithm.init(toy.variables(), toy.N), ROUNDS)
+    assert not np.any(last.server.s["norm"]["scale"])
+    assert np.any(last.server.s["head"]["kernel"])
+    # After one full step it is where plain training takes it.
+    found = []
+    for method in (name, "fedavg"):
+        training = toy.training(solver=toy.PLAIN, epochs=1, batch_size=sum(toy.COUNTS), batch_norm="local")
+        algorithm = algorithms.build(method, training)
+        (after,) = toy.play(algorithm, algorithm.init(toy.variables(), toy.N), ROUNDS[:1])
+        found.append(after.clients.part)
+    close(*found)

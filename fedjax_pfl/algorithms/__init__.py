@@ -16,6 +16,7 @@ from fedjax_pfl.algorithms.optimisation.fednova import fednova
 from fedjax_pfl.algorithms.optimisation.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
 from fedjax_pfl.algorithms.optimisation.fedvc import fedvc
+from fedjax_pfl.algorithms.optimisation.mime import mime, mimelite
 from fedjax_pfl.algorithms.optimisation.moon import moon
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.apfl import apfl
@@ -48,6 +49,8 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "moon": moon,
     "fedir": fedir,
     "fedvc": fedvc,
+    "mime": mime,
+    "mimelite": mimelite,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
