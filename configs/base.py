@@ -473,6 +473,11 @@ def get_config() -> ConfigDict:
     )
     config.mime = mimicked  # client.sgd.momentum and client.clip come on top: the paper has neither
     config.mimelite = mimicked
+    config.power_of_choice = dict(
+        chosen=2,  # m, who train: those with the largest loss of the cohort's d (cohort.size; cohort.sampling = "by_size")
+        sample=0,  # examples on which a candidate's loss is measured; 0 = all
+        weighting="uniform",
+    )
     config.fedavgm = dict(
         server_lr=1.0,
         momentum=0.9,  # beta

@@ -92,6 +92,8 @@ RULES: dict[str, tuple[Any, str]] = {
     **{f"{name}.{beta}": _SHARE for name in ("mime", "mimelite") for beta in ("beta1", "beta2")},
     **{f"{name}.epsilon": _POSITIVE for name in ("mime", "mimelite")},
     **{f"{name}.v0": _AT_LEAST_0 for name in ("mime", "mimelite")},
+    "power_of_choice.chosen": _AT_LEAST_1,
+    "power_of_choice.sample": _AT_LEAST_0,
     "fedavgm.momentum": _SHARE,
     "fedadam.beta1": _SHARE,
     "fedadam.beta2": _SHARE,

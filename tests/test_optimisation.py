@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import feddyn, fedir, fednova, mime, moon
+from reference import feddyn, fedir, fednova, mime, moon, power_of_choice
 from reference.network import train_batch
 from test_equivalence import check, model, nothing, prefixed, solver
 
@@ -515,3 +515,41 @@ def test_what_stays_with_a_client_in_mime(name):
         (after,) = toy.play(algorithm, algorithm.init(toy.variables(), toy.N), ROUNDS[:1])
         found.append(after.clients.part)
     close(*found)
+
+
+# -- power-of-choice ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "weighting"), [(2, "uniform"), pytest.param(3, "examples", marks=pytest.mark.slow)])
+def test_power_of_choice(m, weighting):
+    oracle = functools.partial(power_of_choice.power_of_choice, m=m, weighting=weighting)
+    check("power_of_choice", {"chosen": m, "weighting": weighting}, oracle, model, nothing)
+
+
+def test_choosing_all_is_fedavg():
+    close(servers(play("power_of_choice", chosen=4)), servers(play("fedavg", weighting="uniform")))
+
+
+def test_a_sample_of_all_examples_chooses_the_same():
+    """And a sample of one may choose others."""
+    chosen = servers(play("power_of_choice", chosen=1))
+    close(servers(play("power_of_choice", chosen=1, sample=max(toy.COUNTS))), chosen)
+    few = servers(play("power_of_choice", chosen=1, sample=1))
+    assert any(
+        not np.allclose(a["params"]["head"]["kernel"], b["params"]["head"]["kernel"])
+        for a, b in zip(few, chosen, strict=True)
+    )
+
+
+def test_power_of_choice_needs_as_many_candidates():
+    with pytest.raises(UserError, match=r"^config\.power_of_choice\.chosen: found 0, expected 1 or more$"):
+        algorithms.build("power_of_choice", toy.training(), {"chosen": 0})
+    algorithm = algorithms.build("power_of_choice", toy.training(), {"chosen": 3})
+    state = algorithm.init(toy.variables(), toy.N)
+    with pytest.raises(UserError, match=r"chosen: found 3, expected at most 2, the cohort's clients$"):
+        algorithm.round(state, toy.cohort([0, 1]), jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_power_of_choice():
+    kept_parts("power_of_choice", chosen=3)

@@ -18,6 +18,7 @@ from fedjax_pfl.algorithms.optimisation.fedprox import fedprox
 from fedjax_pfl.algorithms.optimisation.fedvc import fedvc
 from fedjax_pfl.algorithms.optimisation.mime import mime, mimelite
 from fedjax_pfl.algorithms.optimisation.moon import moon
+from fedjax_pfl.algorithms.optimisation.power_of_choice import power_of_choice
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
 from fedjax_pfl.algorithms.personal.apfl import apfl
 from fedjax_pfl.algorithms.personal.ditto import ditto
@@ -51,6 +52,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedvc": fedvc,
     "mime": mime,
     "mimelite": mimelite,
+    "power_of_choice": power_of_choice,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
