@@ -94,6 +94,8 @@ class Algorithm(NamedTuple):
     """What travels, as this client would use it, where the client uses a model of its own instead (PRR-FL's deputy)."""
     validates: bool = False  # whether a round reads the clients' validation examples
     describe: Callable[[Server], dict[str, Array]] = lambda server: {}  # numbers of each client to log, {name: [N]}
+    adapt: Callable[[Variables, "ClientData", Key[Array, ""]], Variables] | None = None
+    """What a client makes of its model when it is to be used, from its training examples (Per-FedAvg); None: nothing."""
 
 
 class Model(NamedTuple):

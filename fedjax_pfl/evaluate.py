@@ -59,14 +59,17 @@ def candidates(
 ) -> dict[str, Candidate]:
     """The models that an algorithm offers.
 
-    personal: what the client would use now. global: the one model for everybody, where the method has one. shared: the model
-    that travels, where clients use another and it differs from client to client (PRR-FL's deputies). tuned: the
-    personal model after `tune_epochs` (0: training.epochs) more of local training at the round's learning rate; personal
-    against tuned is 'before and after local training', whose difference is what a communication takes away (retrogress).
+    personal: what the client would use now, adapted to its training data where the method does so. global: the one model for
+    everybody, where the method has one. shared: the model that travels, where clients use another and it differs from client
+    to client (PRR-FL's deputies). tuned: the personal model after `tune_epochs` (0: training.epochs) more of local training
+    at the round's learning rate; personal against tuned is 'before and after local training', whose difference is what a
+    communication takes away (retrogress).
     """
+    adapt = algorithm.adapt
 
     def personal(state: State, client: Client, data: ClientData) -> Variables:
-        return algorithm.client_model(state.server, client, data.id)
+        variables = algorithm.client_model(state.server, client, data.id)
+        return variables if adapt is None else adapt(variables, data, jax.random.fold_in(key, data.id))
 
     def tuned(state: State, client: Client, data: ClientData) -> Variables:
         tx = training.optimizer(training.lr(state.round))
@@ -75,7 +78,7 @@ def candidates(
         variables = personal(state, client, data)
         return local.train(training, tx, variables, data, key_client, epochs=tune_epochs or training.epochs)[0]
 
-    found = {"personal": Candidate(personal), "tuned": Candidate(tuned, trains=True)}
+    found = {"personal": Candidate(personal, trains=adapt is not None), "tuned": Candidate(tuned, trains=True)}
     global_model = algorithm.global_model
     if global_model is not None:
         found["global"] = Candidate(lambda state, client, data: global_model(state.server), shared=True)

@@ -96,7 +96,8 @@ def summarise(
 def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | None]]]:
     """Every client's model on every client's test split: {metric: {whose model: {whose data: value}}}.
 
-    A row without its diagonal says how a model trained at one client does elsewhere (source-only transfer).
+    A row without its diagonal says how a model trained at one client does elsewhere (source-only transfer). Models that
+    adapt to a client's data are here as they were before.
     """
     names, everybody = setup.federation.client_names[: setup.trainers], np.arange(setup.trainers)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
@@ -148,8 +149,9 @@ def evaluate_run(
 
 
 def one_model(setup: Setup, state: State) -> bool:
-    """Whether clients keep nothing and there is one model for all: then personal and global model are that one."""
-    return "global" in setup.candidates and not jax.tree.leaves(state.clients)
+    """Whether clients keep and adapt nothing and there is one model for all: then personal and global model are that one."""
+    alone = setup.algorithm.adapt is not None or jax.tree.leaves(state.clients)
+    return "global" in setup.candidates and not alone
 
 
 def _models(config: Any) -> tuple[str, ...]:
