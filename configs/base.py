@@ -530,6 +530,13 @@ def get_config() -> ConfigDict:
         beta=1.0,  # w <- (1 - beta) w + beta mean
         weighting="uniform",
     )
+    config.per_fedavg = dict(
+        alpha=0.01,  # of the inner step, in training and when a client adapts; client.lr is the outer beta
+        form="hf",  # fo (first-order, 2 gradients a step) | hf (Hessian-free, 4)
+        delta=0.001,  # of the Hessian-free difference
+        adapt_steps=1,  # of a client, on its training data, before its model is evaluated
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

@@ -12,27 +12,27 @@ import numpy as np
 import optax
 import pytest
 import toy
-from reference import apfl, fedrep, lg_fedavg, network, pfedme
-from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model, prefixed
+from reference import apfl, fedrep, lg_fedavg, network, per_fedavg, pfedme
+from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model, nothing, prefixed
 
-from fedjax_pfl import algorithms, local
+from fedjax_pfl import algorithms, evaluate, local
 from fedjax_pfl.core import State
 from fedjax_pfl.errors import UserError
 
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 WITHOUT_BN = toy.Net(batch_norm=False)
 FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
-METHODS = ("fedrep", "lg_fedavg", "apfl", "pfedme")
+METHODS = ("fedrep", "lg_fedavg", "apfl", "pfedme", "per_fedavg")
 
 
 @functools.cache
-def batches(t: int, k: int, epochs: int, phase: int | None = None) -> list[list[np.ndarray]]:
-    """`toy.batches`; with `phase`, of that part of the client's key split in two."""
+def batches(t: int, k: int, epochs: int, phase: int | None = None, draw: int = 0) -> list[list[np.ndarray]]:
+    """`toy.batches`; with `phase`, of that part of the client's key split in two; or another draw of the same epochs."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(toy.KEY), t), 0), k)
     key = key if phase is None else jax.random.split(key)[phase]
     found = []
     for e in range(epochs):
-        key_e = jax.random.fold_in(jax.random.fold_in(key, e), 0)
+        key_e = jax.random.fold_in(jax.random.fold_in(key, e), draw)
         order = np.asarray(local.permutation(key_e, np.int32(toy.COUNTS[k]), sum(toy.COUNTS)))[: toy.COUNTS[k]]
         found.append([order[i : i + toy.BATCH] for i in range(0, len(order), toy.BATCH)])
     return found
@@ -289,3 +289,87 @@ def test_pfedmes_personal_model_is_near_the_global_one_where_lambda_is_large():
         return float(np.sum(np.square(mine["head"]["kernel"][2] - w["head"]["kernel"])))
 
     assert 0 < distance(large) < distance(small) / 10
+
+
+# -- Per-FedAvg ---------------------------------------------------------------------------------------------------------
+
+
+def three(t: int, k: int) -> list[list[tuple[np.ndarray, ...]]]:
+    """For each epoch the batches D, D', D'' of its steps."""
+    draws = [batches(t, k, 2, draw=draw) for draw in (0, 3, 4)]
+    return [list(zip(*epoch, strict=True)) for epoch in zip(*draws, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("form", "weighting", "delta"),
+    [("hf", "uniform", 0.01), ("fo", "examples", 1.0), pytest.param("hf", "examples", 0.1, marks=pytest.mark.slow)],
+)
+def test_per_fedavg(form, weighting, delta):
+    settings = {"alpha": 0.3, "delta": delta, "weighting": weighting}
+    oracle = functools.partial(per_fedavg.per_fedavg, hessian_free=form == "hf", **settings)
+    check("per_fedavg", {"form": form, **settings}, oracle, model, nothing, batches=three)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_per_fedavg_adapts_to_a_clients_rows(steps):
+    """To all of them and nothing else, whatever the padding; running statistics stay."""
+    algorithm = algorithms.build("per_fedavg", toy.training(), {"alpha": 0.2, "adapt_steps": steps})
+    adapt = toy.jit(algorithm.adapt)
+    cohort = toy.cohort(range(toy.N))
+    for k, (x, y) in enumerate(toy.rows()):
+        used = adapt(toy.variables(), toy.row(cohort.data, k), jax.random.key(0))
+        want = per_fedavg.adapted(toy.flat(toy.variables()), x, y, 0.2, steps, toy.BATCH)
+        same(toy.flat(used), {name: want[name] for name in toy.flat(used)})
+
+
+def test_what_is_evaluated_is_adapted():
+    """The personal model, on its client's training data; and what trains on goes on from there. The global one is w."""
+    training = toy.training()
+    algorithm = algorithms.build("per_fedavg", training, {"alpha": 0.2})
+    found = evaluate.candidates(algorithm, training, jax.random.key(0))
+    state = algorithm.init(toy.variables(), toy.N)
+    data = toy.row(toy.cohort([2]).data, 0)
+    x, y = toy.rows()[2]
+    assert found["personal"].trains
+    want = per_fedavg.adapted(toy.flat(toy.variables()), x, y, 0.2, 1, toy.BATCH)
+    personal, tuned = (toy.jit(found[name].model)(state, (), data) for name in ("personal", "tuned"))
+    used = toy.flat(personal)
+    same(used, {name: want[name] for name in used})
+    assert differ(tuned, personal)
+    same(found["global"].model(state, (), data), toy.variables())
+    fedavg = evaluate.candidates(algorithms.build("fedavg", training), training, jax.random.key(0))
+    assert not fedavg["personal"].trains
+
+
+@pytest.mark.parametrize("form", ["fo", "hf"])
+def test_per_fedavg_without_an_inner_step_is_fedavg(form):
+    states = play("per_fedavg", {"alpha": 0.0, "form": form}, net=WITHOUT_BN, **FULL)
+    fedavg = play("fedavg", {"weighting": "uniform"}, net=WITHOUT_BN, **FULL)
+    same([state.server for state in states], [state.server for state in fedavg])
+    algorithm = algorithms.build("per_fedavg", toy.training(), {"adapt_steps": 0})
+    same(algorithm.adapt(toy.variables(), toy.row(toy.cohort([2]).data, 0), jax.random.key(0)), toy.variables())
+
+
+def test_per_fedavg_descends_its_objective():
+    """Hessian-free with one full step: the gradient of f(w - alpha grad f(w)), which automatic differentiation knows."""
+    training = toy.training(net=WITHOUT_BN, **FULL)
+    algorithm = algorithms.build("per_fedavg", training, {"alpha": 0.3, "delta": 1e-5})
+    w, data = toy.variables(batch_norm=False), toy.row(toy.cohort([0]).data, 0)
+    (state,) = toy.play(algorithm, algorithm.init(w, toy.N), [([0], ())])
+
+    def f(params: Any) -> Any:
+        batch = local.rows(data, np.arange(toy.COUNTS[0]), np.ones(toy.COUNTS[0], bool))
+        return training.loss({"params": params}, batch, jax.random.key(0))[0]
+
+    def objective(params: Any) -> Any:
+        return f(jax.tree.map(lambda w, g: w - 0.3 * g, params, jax.grad(f)(params)))
+
+    step = jax.tree.map(lambda new, old: (old - new) / toy.rate(0), state.server.variables["params"], w["params"])
+    want = jax.grad(objective)(w["params"])
+    same(step, want, 1e-6)
+    assert differ(want, jax.grad(f)(w["params"]))
+
+
+def test_per_fedavg_needs_a_mean():
+    message = "config.loss.over_batch: found 'sum', but the adaptation of 'per_fedavg' needs 'mean'"
+    refused("per_fedavg", {}, message, summed=True)
