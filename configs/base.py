@@ -537,6 +537,18 @@ def get_config() -> ConfigDict:
         adapt_steps=1,  # of a client, on its training data, before its model is evaluated
         weighting="uniform",
     )
+    config.pfedhn = dict(
+        personal_layers=0,  # 0: pFedHN; the last layers that stay with the client: pFedHN-PC (1)
+        embedding=0,  # width of a client's embedding; 0 = 1 + N / 4
+        hidden=100,  # width of the hypernetwork
+        hidden_layers=3,  # its linear layers after the first, without the heads
+        start="hypernetwork",  # hypernetwork (PyTorch's initial values) | model (about the initial model; for norms)
+        server_lr=0.01,  # pFedHN-PC: 0.05
+        momentum=0.9,  # of the server's SGD
+        weight_decay=1e-3,
+        clip=50.0,  # largest norm of the server's gradient; 0 = no clipping
+        weighting="uniform",
+    )
     config.fedlgt = dict(
         tau=0.5,  # CA-MLE keeps a label unknown where the global model's probability is within epsilon of tau
         epsilon=0.02,

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lg_fedavg": {"start": 1},
     "apfl": {"alpha_decay": 0.1, "mix_with": "own"},
     "pfedme": {"inner_steps": 2, "beta": 1.5},
+    "pfedhn": {"hidden": 7, "server_lr": 0.1, "start": "model"},
     "fedlgt": {"epsilon": 0.2},
     "prrfl": {"start": 1},
     "fedproto": {"inference": "prototype"},

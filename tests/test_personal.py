@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 import toy
-from reference import apfl, fedrep, lg_fedavg, network, per_fedavg, pfedme
+from reference import apfl, fedrep, lg_fedavg, network, per_fedavg, pfedhn, pfedme
+from reference.sgd import SGD
 from test_equivalence import BATCH_NORM, STATISTICS, check, kept, model, nothing, prefixed
 
 from fedjax_pfl import algorithms, evaluate, local
@@ -22,7 +23,7 @@ from fedjax_pfl.errors import UserError
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
 WITHOUT_BN = toy.Net(batch_norm=False)
 FULL = {"epochs": 1, "batch_size": sum(toy.COUNTS), "solver": toy.PLAIN}  # one step on all of a client's rows
-METHODS = ("fedrep", "lg_fedavg", "apfl", "pfedme", "per_fedavg")
+METHODS = ("fedrep", "lg_fedavg", "apfl", "pfedme", "per_fedavg", "pfedhn")
 
 
 @functools.cache
@@ -365,7 +366,7 @@ def test_per_fedavg_descends_its_objective():
         return f(jax.tree.map(lambda w, g: w - 0.3 * g, params, jax.grad(f)(params)))
 
     step = jax.tree.map(lambda new, old: (old - new) / toy.rate(0), state.server.variables["params"], w["params"])
-    want = jax.grad(objective)(w["params"])
+    want = toy.jit(jax.grad(objective))(w["params"])
     same(step, want, 1e-6)
     assert differ(want, jax.grad(f)(w["params"]))
 
@@ -373,3 +374,90 @@ def test_per_fedavg_descends_its_objective():
 def test_per_fedavg_needs_a_mean():
     message = "config.loss.over_batch: found 'sum', but the adaptation of 'per_fedavg' needs 'mean'"
     refused("per_fedavg", {}, message, summed=True)
+
+
+# -- pFedHN -------------------------------------------------------------------------------------------------------------
+
+SERVER = {"server_lr": 0.2, "momentum": 0.8, "weight_decay": 0.02, "clip": 3.0}
+HYPER = {"hidden": 7, "hidden_layers": 2, **SERVER}
+
+
+def hyper(server: Any) -> dict[str, np.ndarray]:
+    """By the oracle's names: the embeddings, the layers, the heads; and running statistics that the server has."""
+    *layers, heads = server.hyper.psi
+    found = {"e": np.asarray(server.hyper.e)}
+    for i, layer in enumerate(layers):
+        found |= {f"{i}.kernel": np.asarray(layer.kernel), f"{i}.bias": np.asarray(layer.bias)}
+    for what in ("kernel", "bias"):
+        found |= prefixed(f"heads.{what}", toy.flat(getattr(heads, what)))
+    return found | toy.flat({name: part for name, part in server.rest.items() if name == "batch_stats"})
+
+
+@pytest.mark.parametrize(
+    ("layers", "start", "weighting", "policy", "names"),
+    [
+        (0, "model", "uniform", "aggregate", ()),
+        (1, "hypernetwork", "examples", "local", BATCH_NORM + network.HEAD),
+    ],
+)
+def test_pfedhn(layers, start, weighting, policy, names):
+    """And pFedHN-PC; the server's momentum and decay move the embeddings of those who are absent."""
+    options = {**HYPER, "personal_layers": layers, "start": start, "weighting": weighting}
+    algorithm = algorithms.build("pfedhn", toy.training(batch_norm=policy), options)
+    begin = hyper(algorithm.init(toy.variables(), toy.N).server)
+    begin = {name: value for name, value in begin.items() if name not in STATISTICS}
+    server = SGD(lr=0.2, momentum=0.8, weight_decay=0.02, clip=3.0)
+    oracle = functools.partial(pfedhn.pfedhn, hyper=begin, depth=3, server=server, personal=names, weighting=weighting)
+    client = kept if names else nothing
+    check("pfedhn", options, oracle, hyper, client, stays=names, training={"batch_norm": policy})
+
+
+def test_pfedhns_beginning():
+    """PyTorch's initial values; or, with the heads' biases, about the initial model."""
+    training = toy.training()
+    states = {
+        s: algorithms.build("pfedhn", training, {"start": s}).init(toy.variables(), toy.N)
+        for s in ("hypernetwork", "model")
+    }
+    assert states["model"].server.hyper.e.shape == (toy.N, 2)  # 1 + 7 // 4
+    first, *_, heads = states["hypernetwork"].server.hyper.psi
+    for layer, fan_in in ((first, 2), (heads, 100)):
+        drawn = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(layer)])
+        assert 0.9 < np.max(np.abs(drawn)) * fan_in**0.5 <= 1
+    same(states["model"].server.hyper.psi[-1].bias["params"], toy.variables()["params"])
+    other = algorithms.build("pfedhn", toy.training(seed=1)).init(toy.variables(), toy.N)
+    assert differ(other.server.hyper.e, states["model"].server.hyper.e)
+
+
+def test_pfedhn_with_one_full_step_descends_the_clients_loss():
+    """Then Delta is eta times the gradient, so the server descends that of f_k(H_psi(e_k)) at eta times its rate."""
+    training = toy.training(net=WITHOUT_BN, **FULL)
+    options = {**HYPER, "momentum": 0.0, "weight_decay": 0.0, "clip": 0.0}
+    algorithm = algorithms.build("pfedhn", training, options)
+    before = algorithm.init(toy.variables(batch_norm=False), toy.N)
+    (after,) = toy.play(algorithm, before, [([2], ())])
+    data = toy.row(toy.cohort([2]).data, 0)
+    batch = local.rows(data, np.arange(toy.COUNTS[2]), np.ones(toy.COUNTS[2], bool))
+
+    def f(hyper: Any) -> Any:
+        used = algorithm.client_model(before.server._replace(hyper=hyper), (), np.int32(2))
+        return training.loss(used, batch, jax.random.key(0))[0]
+
+    grads = toy.jit(jax.grad(f))(before.server.hyper)
+    want = jax.tree.map(lambda x, g: x - 0.2 * toy.rate(0) * g, before.server.hyper, grads)
+    same(after.server.hyper, want, 1e-9)
+
+
+def test_a_newcomer_of_pfedhn_has_the_mean_embedding():
+    algorithm = algorithms.build("pfedhn", toy.training())
+    server = algorithm.init(toy.variables(), toy.N).server
+    mean = server._replace(hyper=server.hyper._replace(e=np.tile(np.mean(server.hyper.e, 0), (toy.N, 1))))
+    same(algorithm.client_model(server, (), np.int32(toy.N + 1)), algorithm.client_model(mean, (), np.int32(3)))
+
+
+def test_pfedhns_layers_fit_the_model():
+    refused(
+        "pfedhn",
+        {"personal_layers": 3},
+        "config.pfedhn.personal_layers: found 3, expected 0 to 2, as the model has the layers body, norm, head",
+    )

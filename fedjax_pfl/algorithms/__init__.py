@@ -31,6 +31,7 @@ from fedjax_pfl.algorithms.personal.fml import fml
 from fedjax_pfl.algorithms.personal.ifca import ifca
 from fedjax_pfl.algorithms.personal.lg_fedavg import lg_fedavg
 from fedjax_pfl.algorithms.personal.per_fedavg import per_fedavg
+from fedjax_pfl.algorithms.personal.pfedhn import pfedhn
 from fedjax_pfl.algorithms.personal.pfedme import pfedme
 from fedjax_pfl.algorithms.personal.prrfl import prrfl
 from fedjax_pfl.algorithms.personal.silobn import silobn
@@ -67,6 +68,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "apfl": apfl,
     "pfedme": pfedme,
     "per_fedavg": per_fedavg,
+    "pfedhn": pfedhn,
     "fml": fml,
     "fedproto": fedproto,
     "fd": fd,
