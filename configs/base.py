@@ -568,6 +568,12 @@ def get_config() -> ConfigDict:
         weighting="uniform",  # of the clients, in a prototype: uniform | examples (of that class)
         inference="head",  # head | prototype (the nearest one)
     )
+    config.data_sharing = dict(
+        public="",  # name of the client whose examples are shared; "" = the first
+        alpha=0.5,  # the part of them that each other client gets
+        warmup_rounds=1,  # in which they alone are trained on
+        weighting="examples",
+    )
     config.fd = dict(
         gamma=0.1,  # weight of the others' predictions
         schedule="constant",  # constant | notes (they have weight a = 1 / (round + 2), the labels 1 - a)

@@ -127,6 +127,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "fml.temperature": _POSITIVE,
     "fedproto.lam": _AT_LEAST_0,
     "fedproto.inference": _one_of("head", "prototype"),
+    "data_sharing.alpha": _UP_TO_1,
+    "data_sharing.warmup_rounds": _AT_LEAST_0,
     "fd.gamma": _AT_LEAST_0,
     "fd.schedule": _one_of("constant", "notes"),
     "fd.fidelity": _FIDELITY,

@@ -9,6 +9,7 @@ from fedjax_pfl.algorithms.baselines.finetune import finetune
 from fedjax_pfl.algorithms.baselines.local_only import local_only
 from fedjax_pfl.algorithms.imbalance.crt import crt
 from fedjax_pfl.algorithms.multilabel.fedlgt import fedlgt
+from fedjax_pfl.algorithms.optimisation.data_sharing import data_sharing
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.algorithms.optimisation.feddyn import feddyn
 from fedjax_pfl.algorithms.optimisation.fedir import fedir
@@ -46,6 +47,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "finetune": finetune,
     "fedavg": fedavg,
     "fedprox": fedprox,
+    "data_sharing": data_sharing,
     "scaffold": scaffold,
     "fednova": fednova,
     "feddyn": feddyn,
