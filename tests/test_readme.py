@@ -13,13 +13,18 @@ from fedjax_pfl import algorithms
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.S)
+SECTIONS = {  # heading -> its blocks (kind, code), which may need what those before them left
+    text.split("\n")[0]: blocks
+    for text in re.split(r"^##+ ", TEXT, flags=re.M)
+    if (blocks := re.findall(r"```(\w+)\n(.*?)```", text, re.S))
+}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture
+def folder(tmp_path) -> Path:
     """A folder that looks like a clone, so that the commands leave nothing in this one."""
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path / "clone"
+    folder.mkdir()
     for name in ("launch.py", "configs", "fedjax_pfl"):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -33,8 +38,13 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 @pytest.mark.readme
-@pytest.mark.parametrize(("kind", "code"), BLOCKS, ids=[f"{kind}{i}" for i, (kind, _) in enumerate(BLOCKS)])
-def test_what_the_readme_shows_runs(kind, code, folder, real_data):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_the_readme_shows_runs(section, folder, real_data):
+    for kind, code in SECTIONS[section]:
+        _run_block(kind, code, folder, real_data)
+
+
+def _run_block(kind: str, code: str, folder: Path, real_data) -> None:
     if kind == "python":
         _run([sys.executable, "-c", code], folder)
         return
@@ -62,5 +72,6 @@ def test_the_catalogue_lists_every_method():
 
 
 def test_a_new_method_is_under_40_lines():
-    (code,) = [code for kind, code in BLOCKS if kind == "python" and "def half_way" in code]
+    blocks = [block for blocks in SECTIONS.values() for block in blocks]
+    (code,) = [code for kind, code in blocks if kind == "python" and "def half_way" in code]
     assert len(code.splitlines()) < 40
