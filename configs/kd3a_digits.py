@@ -12,7 +12,8 @@ Command: python launch.py --config=configs/kd3a_digits.py:det-usps
 Published (Digit-5, not comparable: other data and sizes), target accuracy of KD3A: MNIST 99.2, MNIST-M 87.3, SVHN 85.6, Synth
 89.4, USPS 98.5.
 Measured (seed 0, 2 CPU cores beside other work), target USPS: kd3a 0.909, det 0.891, local with labels 0.961, another domain's
-model 0.584 on average, 0.713 at best; the sources' own models, mean: kd3a 0.802, det 0.886, local 0.894. The others: not yet run.
+model 0.584 on average, 0.713 at best; the sources' own models, mean: kd3a 0.802, det 0.886, local 0.894.
+The others: not yet run.
 """
 
 from collections.abc import Mapping
