@@ -298,6 +298,57 @@ def _parts(variables: Variables) -> tuple[Any, Any]:
     return variables["params"], {name: part for name, part in variables.items() if name != "params"}
 
 
+def sum_over(
+    data: ClientData,
+    size: int,
+    of: Callable[[Batch, Int[Array, ""]], Any],
+    order: Int[Array, " n_max"] | None = None,
+    count: Int[Array, ""] | None = None,
+) -> Any:
+    """The sum of of(batch, its number 0, 1, ...) over all of a client's rows, `size` at a time in stored order.
+
+    Args:
+        of: a tree of sums over the real rows of a batch.
+        order, count: the first `count` rows of another order instead.
+    """
+    n_max = data.x.shape[0]
+    size, count = min(size, n_max), data.count if count is None else count
+
+    def batch(i: Array) -> Any:
+        place = i * size + jnp.arange(size, dtype=count.dtype)
+        index = jnp.minimum(place, n_max - 1)
+        return of(rows(data, index if order is None else jnp.take(order, index), place < count), i)
+
+    shapes = jax.eval_shape(batch, jnp.zeros((), jnp.int32))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-count // size), lambda i, total: tree.add(total, batch(i)), zero)
+
+
+def mean_loss(
+    training: Training,
+    variables: Variables,
+    data: ClientData,
+    key: Key[Array, ""],
+    order: Int[Array, " n_max"] | None = None,
+    count: Int[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """F_k: the mean loss over a client's rows, evaluation mode, without augmentation; `key` draws its input noise.
+
+    `order` and `count` as in `sum_over`. Not for label-mask models.
+    """
+    network = training.network
+    assert network is not None
+
+    def of(batch: Batch, i: Array) -> Array:
+        key_inputs, key_loss = jax.random.split(jax.random.fold_in(key, i + 1))
+        _, z = network.evaluate(variables, network.plain(batch.x, batch.noise, key_inputs))
+        value = network.objective(z, batch.y, batch.mask, key_loss)
+        return value if training.summed else value * jnp.sum(batch.mask, dtype=jnp.int32).astype(value.dtype)
+
+    total = sum_over(data, training.batch_size, of, order, count)
+    return total / jnp.maximum(data.count if count is None else count, 1).astype(total.dtype)
+
+
 def gradient(training: Training, variables: Variables, data: ClientData, key: Key[Array, ""]) -> Any:
     """The gradient of the mean loss over all of a client's examples at fixed variables, batch by batch in stored order.
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 from fedjax_pfl import local, metrics
 from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.errors import UserError, nearest
-from fedjax_pfl.local import Network
+from fedjax_pfl.local import Batch, Network
 
 
 class Metric(NamedTuple):
@@ -79,24 +79,13 @@ def build(network: Network, metric: Metric, batch_size: int = 64) -> Callable[..
     """
 
     def score(variables: Variables, data: ClientData, key: Key[Array, ""] | None = None) -> Float[Array, ""]:
-        n_max = data.x.shape[0]
-        size = min(batch_size, n_max)
-
-        def sums(i: Array) -> Any:
-            start = i * size
-            index = start + jnp.arange(size, dtype=data.count.dtype)
-            batch = local.rows(data, jnp.minimum(index, n_max - 1), index < data.count)
+        def sums(batch: Batch, i: Array) -> Any:
             if key is None:  # input noise by the client's id alone: two models are scored on the same inputs
                 x, y = network.plain(batch.x, batch.noise, jax.random.fold_in(jax.random.key(0), i)), batch.y
             else:
                 x, y = network.inputs(batch, jax.random.fold_in(key, i))
             return metric.sums(network.evaluate(variables, x)[1], y, batch.mask)
 
-        def add(i: Array, total: Any) -> Any:
-            return jax.tree.map(jnp.add, total, sums(i))
-
-        shapes = jax.eval_shape(sums, jnp.zeros((), jnp.int32))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return metric.value(jax.lax.fori_loop(0, -(-data.count // size), add, zero))
+        return metric.value(local.sum_over(data, batch_size, sums))
 
     return score

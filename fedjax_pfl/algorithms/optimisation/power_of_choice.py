@@ -8,7 +8,7 @@ from fedjax_pfl import tree
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
 from fedjax_pfl.core import Algorithm, Client, ClientData, Cohort, Report, State, Variables, client_map
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.local import Training, permutation
+from fedjax_pfl.local import Training, mean_loss, permutation
 
 
 def power_of_choice(training: Training, *, chosen: int = 2, sample: int = 0, weighting: str = "uniform") -> Algorithm:
@@ -28,31 +28,17 @@ def power_of_choice(training: Training, *, chosen: int = 2, sample: int = 0, wei
     Raises:
         UserError: a label-mask model, or m is not in 1 ... d.
     """
-    network = training.network
-    if network is None:
+    if training.network is None:
         raise UserError("config.method: 'power_of_choice' found a label-mask model, expected any other")
     if chosen < 1:
         raise UserError(f"config.power_of_choice.chosen: found {chosen}, expected 1 or more")
-    algorithm, B = fedavg(training, weighting=weighting), training.batch_size
+    algorithm = fedavg(training, weighting=weighting)
 
     def F_k(w: Variables, data: ClientData, key: Key[Array, ""]) -> Float[Array, ""]:  # noqa: N802
-        n_max, n = data.x.shape[0], data.count
-        order = jnp.arange(n_max, dtype=n.dtype)
-        if sample:
-            order, n = permutation(jax.random.fold_in(key, 0), n, n_max).astype(n.dtype), jnp.minimum(n, sample)
-
-        def add_batch(i, total):
-            place = i * B + jnp.arange(B, dtype=n.dtype)
-            rows, mask = jnp.take(order, place, mode="clip"), place < n
-            key_inputs, key_loss = jax.random.split(jax.random.fold_in(key, i + 1))
-            x = network.plain(jnp.take(data.x, rows, axis=0), data.noise, key_inputs)
-            _, logits = network.evaluate(w, x)
-            loss = network.objective(logits, jnp.take(data.y, rows, axis=0), mask, key_loss)
-            return total + (loss if training.summed else loss * jnp.sum(mask).astype(loss.dtype))
-
-        zero = jnp.zeros((), jax.tree.leaves(w["params"])[0].dtype)
-        total = jax.lax.fori_loop(0, -(-n // B), add_batch, zero)
-        return total / jnp.maximum(n, 1).astype(total.dtype)
+        if not sample:
+            return mean_loss(training, w, data, key)
+        order = permutation(jax.random.fold_in(key, 0), data.count, data.x.shape[0])
+        return mean_loss(training, w, data, key, order, jnp.minimum(data.count, sample))
 
     def round(state: State, cohort: Cohort, key: Key[Array, ""]) -> tuple[State, Report]:
         d = len(cohort.ids)

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from fedjax_pfl import aggregate, local, tree
-from fedjax_pfl.core import Algorithm, ClientData, Exchange, State, Variables, compose
+from fedjax_pfl.core import Algorithm, Exchange, State, Variables, compose
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training
 
@@ -23,25 +23,6 @@ class Client(NamedTuple):
 class Upload(NamedTuple):
     variables: Variables
     j: Int[Array, ""]
-
-
-def mean_loss(training: Training, variables: Variables, data: ClientData) -> Float[Array, ""]:
-    """F_k: the mean loss over all of a client's training examples, evaluation mode, without augmentation."""
-    network = training.network
-    assert network is not None
-    n_max, size = data.x.shape[0], min(training.batch_size, data.x.shape[0])
-
-    def batch(i: Array) -> Array:
-        index = i * size + jnp.arange(size, dtype=data.count.dtype)
-        some = local.rows(data, jnp.minimum(index, n_max - 1), index < data.count)
-        key = jax.random.fold_in(jax.random.key(0), i)  # of the client's input noise: all models see the same
-        _, z = network.evaluate(variables, network.plain(some.x, some.noise, key))
-        mean = network.objective(z, some.y, some.mask, key)
-        return mean * jnp.sum(some.mask, dtype=jnp.int32).astype(mean.dtype)
-
-    zero = jnp.zeros((), jax.eval_shape(batch, jnp.zeros((), jnp.int32)).dtype)
-    total = jax.lax.fori_loop(0, -(-data.count // size), lambda i, total: total + batch(i), zero)
-    return total / jnp.maximum(data.count, 1).astype(zero.dtype)
 
 
 def ifca(training: Training, *, clusters: int = 2, shared_layers: int = 0, weighting: str = "examples") -> Algorithm:
@@ -77,7 +58,8 @@ def ifca(training: Training, *, clusters: int = 2, shared_layers: int = 0, weigh
 
     def local_update(server: Server, client: Client, data, round, key):
         losses = jnp.stack(
-            [mean_loss(training, jax.tree.map(lambda leaf, j=j: leaf[j], server.models), data) for j in range(clusters)]
+            # one key: all models see the same input noise
+            [local.mean_loss(training, tree.take(server.models, jnp.int32(j)), data, key) for j in range(clusters)]
         )
         j = jnp.argmin(losses).astype(jnp.int32)
         tx = training.optimizer(training.lr(round))

@@ -40,8 +40,12 @@ class Moments(NamedTuple):
 
 def covariance(x: Float[Array, "B d"], mask: Bool[Array, " B"]) -> Float[Array, "d d"]:
     """Of the real rows: (X^T X - (1^T X)^T (1^T X) / n) / (n - 1); zeros where n < 2."""
+    return _covariance(_moments(x, mask))
+
+
+def _moments(x: Array, mask: Array) -> Moments:
     x = jnp.where(mask[:, None], x, 0)
-    return _covariance(Moments(jnp.sum(mask.astype(x.dtype)), jnp.sum(x, 0), x.T @ x))
+    return Moments(jnp.sum(mask.astype(x.dtype)), jnp.sum(x, 0), x.T @ x)
 
 
 def _covariance(of: Moments) -> Array:
@@ -109,19 +113,12 @@ def fedhealth(
 
     def of_public(variables: Variables, data) -> Array:
         """C_S, in evaluation mode."""
-        n_max, size = data.x.shape[0], min(training.batch_size, data.x.shape[0])
 
-        def moments(i: Array) -> Moments:
-            index = i * size + jnp.arange(size, dtype=data.count.dtype)
-            batch = local.rows(data, jnp.minimum(index, n_max - 1), index < data.count)
+        def moments(batch: Batch, i: Array) -> Moments:
             x, _ = network.evaluate(variables, network.plain(batch.x, batch.noise, jax.random.key(0)))
-            x = jnp.where(batch.mask[:, None], x, 0)
-            return Moments(jnp.sum(batch.mask.astype(x.dtype)), jnp.sum(x, 0), x.T @ x)
+            return _moments(x, batch.mask)
 
-        shapes = jax.eval_shape(moments, jnp.zeros((), jnp.int32))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        steps = -(-data.count // size)
-        return _covariance(jax.lax.fori_loop(0, steps, lambda i, total: tree.add(total, moments(i)), zero))
+        return _covariance(local.sum_over(data, training.batch_size, moments))
 
     # 1. and C_S: the public data
     def at_the_server(download: Server, client: Client, data, round, key):
