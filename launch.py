@@ -11,15 +11,19 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from fedjax_pfl import catalogue
 from fedjax_pfl.errors import UserError, nearest
 
-MODES = ("train", "eval", "partition", "embed", "report", "benchmark")
+MODES = ("train", "sweep", "eval", "partition", "embed", "report", "benchmark")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.some.option=value changes an option.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config>[-<variant>]-seed<seed>).")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. eval: a run's checkpoint. partition: "
-                          "who holds what. embed: the text embeddings of the classes, as a file. report: a table over "
-                          "runs. benchmark: how fast a round is.")  # fmt: skip
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. sweep: a run for each word of the config "
+                          "and each seed, and their table. eval: a run's checkpoint. partition: who holds what. embed: the "
+                          "text embeddings of the classes, as a file. report: a table over runs. benchmark: how fast a round "
+                          "is.")  # fmt: skip
+_VARIANTS = flags.DEFINE_list("variants", [], "sweep: these words of the config alone (default: all of its VARIANTS).")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "sweep: the seeds of each word.")
 _WHICH = flags.DEFINE_enum(
     "which", "best", ("best", "last"), "eval, report: the best round by validation, or the last."
 )
@@ -68,12 +72,40 @@ def _run() -> int:
         raise UserError(f"--config: missing, --mode={mode} needs a config file such as configs/quickstart.py")
     file: Any = flags.FLAGS["config"]
     stem = "-".join([Path(file.config_filename.split(":")[0]).stem, *file.config_filename.split(":")[1:]])
+    if mode == "sweep":
+        return _sweep(file.config_filename)
     workdir = _WORKDIR.value or f"runs/{stem}-seed{config.seed}"
     if mode == "partition":
         return commands.partition(config, workdir)
     if mode == "embed":
         return commands.embed(config, workdir)
     return commands.train(config, workdir, _STOP_AT.value, _QUIET.value)
+
+
+def _sweep(path: str) -> int:
+    """Each word and seed as its own command would have it, with this one's other options, one after the other."""
+    from fedjax_pfl import commands
+
+    file, _, word = path.partition(":")
+    if word:
+        raise UserError(f"--config: found the word '{word}', but --mode=sweep takes words by --variants={word}")
+    known = list(getattr(_module(file), "VARIANTS", {}))
+    for name in _VARIANTS.value:
+        if name not in known:
+            raise UserError(
+                f"--variants: unknown name '{name}'" + (nearest(name, known) if known else f"; {file} has no VARIANTS")
+            )
+    if not (seeds := _SEEDS.value) or not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: found '{','.join(seeds)}', expected different whole numbers such as 0,1,2")
+    root, runs = Path(_WORKDIR.value or f"runs/{Path(file).stem}"), []
+    given = [arg.lstrip("-").removeprefix("no").split("=")[0].removeprefix("config.") for arg in sys.argv[1:]]
+    changes = {name: value for name, value in _fields(_CONFIG.value).items() if name in given}
+    for seed in seeds:
+        for name in _VARIANTS.value or known or [""]:
+            config = _load(f"{file}:{name}" if name else file)
+            config.update_from_flattened_dict({**changes, "seed": int(seed)})
+            runs.append((root / f"{name or Path(file).stem}-seed{seed}", config.lock()))
+    return commands.sweep(runs, root, _WHICH.value, _METRICS.value, _MIX.value)
 
 
 def _parse(argv: list[str]) -> None:
@@ -103,6 +135,16 @@ def _parse(argv: list[str]) -> None:
 def _load(path: str) -> Any:
     """What get_config() of the config file returns; `path` may end in `:argument`."""
     file, *argument = path.split(":", 1)
+    try:
+        return _module(file).get_config(*argument)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"{file}: {type(error).__name__}: {_line(error)}") from None
+
+
+def _module(file: str) -> Any:
+    """The config file itself."""
     if not Path(file).is_file():
         files = map(str, sorted(Path(file).parent.glob("*.py")))
         raise UserError(f"--config: no such file: {file}{nearest(file, files)}")
@@ -112,9 +154,9 @@ def _load(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*argument)
     except Exception as error:  # whatever a user's file may raise
         raise UserError(f"{file}: {type(error).__name__}: {_line(error)}") from None
+    return module
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -138,6 +180,7 @@ def _help() -> str:
     for path in sorted((Path(__file__).parent / "configs").glob("*.py")):
         summary = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
         lines.append(f"  configs/{path.name:<32} {summary}")
+    lines += ["", catalogue.help_text()]
     if _CONFIG.value is not None:
         lines += ["", "options of this config (configs/base.py says what each means):"]
         lines += [f"  --config.{name}={value}" for name, value in _fields(_CONFIG.value).items()]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,47 @@ def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False) -> i
     print(table(summary))
     print(f"\nwritten to {workdir}: summary.json, metrics.jsonl, checkpoints/" + (", plots/" if config.plots else ""))
     return 0
+
+
+def sweep(runs: Sequence[tuple[Path, Any]], root: Path, which: str, names: Sequence[str], mix: bool) -> int:
+    """Train each config in its folder, or go on with it, then print the table of all; a finished run is left as it is.
+
+    A run that fails is named in the end and doesn't hold up the others.
+    """
+    _cache_compilations()
+    failed = []
+    for i, (workdir, config) in enumerate(runs, 1):
+        began, done = time.perf_counter(), f"[{i}/{len(runs)}] {workdir.name}"
+        try:
+            if training.finished(workdir, config):
+                print(f"{done}: finished before", flush=True)
+                continue
+            summary = training.run(config, workdir, quiet=True)
+        except training.Interrupted as interrupted:
+            print(f"{done}: {interrupted}", file=sys.stderr)
+            return interrupted.exit_status
+        except KeyboardInterrupt:  # while the run's data were read
+            print(f"{done}: interrupted before its first round; the same command goes on from there", file=sys.stderr)
+            return 130
+        except UserError as error:
+            failed.append(f"{workdir.name}: {error}")
+            print(f"{done}: error: {error}", file=sys.stderr, flush=True)
+            continue
+        finally:
+            jax.clear_caches()  # the next run has other programs; theirs would only take memory
+        assert summary is not None
+        main = summary["main_metric"].removeprefix("validation/")
+        value = _number((summary["best"] or summary["last"]).get(f"test/{main}"))
+        print(f"{done}: {time.perf_counter() - began:.0f} s, test {main} {value}", flush=True)
+    if len(failed) < len(runs):
+        from fedjax_pfl import report as reports
+
+        finished = [workdir for workdir, _ in runs if (workdir / "summary.json").exists()]
+        print("\n" + reports.run(finished, output=root, mix=mix, metrics=list(names) or None, which=which))
+        print(f"written to {root}: report.md, report.csv, report_runs.csv, curves.png")
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def evaluate(config: Any, workdir: str | None, which: str, known_labels: Sequence[str] = ()) -> int:

@@ -4,6 +4,8 @@ An algorithm is one or more `Exchange`s: what a client downloads, how ONE client
 maps the client's side over the cohort and `compose` makes the `Algorithm` that training, evaluation and checkpoints see.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +85,13 @@ class State(NamedTuple):
     clients: Client  # leaves [N, ...]; () where clients keep nothing
 
 
+class Traffic(NamedTuple):
+    """Bytes of the messages of one round, for each client of the cohort on average."""
+
+    down: float  # from the server
+    up: float
+
+
 class Algorithm(NamedTuple):
     """All that launch, train, evaluate and checkpoint see of a method."""
 
@@ -96,6 +105,8 @@ class Algorithm(NamedTuple):
     describe: Callable[[Server], dict[str, Array]] = lambda server: {}  # numbers of each client to log, {name: [N]}
     adapt: Callable[[Variables, "ClientData", Key[Array, ""]], Variables] | None = None
     """What a client makes of its model when it is to be used, from its training examples (Per-FedAvg); None: nothing."""
+    traffic: Callable[[State, Cohort], Traffic] = lambda state, cohort: Traffic(0.0, 0.0)
+    """Of a round with such a cohort, as its exchanges stand: also where a method pauses some of them in some rounds."""
 
 
 class Model(NamedTuple):
@@ -226,12 +237,48 @@ def compose(
         None if own is None or shared is None else shared_model,
         validates or observe is not None,
         describe,
+        traffic=functools.partial(_traffic, exchanges),
     )
 
 
 def jit_round(algorithm: Algorithm) -> Any:
     """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one."""
     return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options())
+
+
+def _traffic(exchanges: Sequence[Exchange], state: State, cohort: Cohort) -> Traffic:
+    """Counted where local training is traced, not run: a part of a download that nothing reads doesn't travel, nor a part of
+    an upload that is the download's own, such as what `keep` names.
+    """
+    clients, down, up = max(1, int(_participants(cohort))), 0, 0
+    for exchange in exchanges:
+        number = jax.jit(lambda cohort, exchange=exchange: _participants(exchange.select(cohort)))(cohort)
+
+        def arguments(state: State, cohort: Cohort, exchange: Exchange = exchange) -> Any:
+            """Of one client's local update."""
+            cohort = exchange.select(cohort)
+            id, data = jax.tree.map(lambda leaf: leaf[0], (cohort.ids, cohort.data))
+            data = data._replace(round=state.round)
+            client = tree.take(state.clients, id)
+            return exchange.download(state.server, id), client, data, state.round, jax.random.key(0)
+
+        shapes = jax.eval_shape(arguments, state, cohort)
+        closed, (upload, *_) = jax.make_jaxpr(exchange.local_update, return_shape=True)(*shapes)
+        program, n = closed.jaxpr, len(jax.tree.leaves(upload))
+        came = program.invars[: len(jax.tree.leaves(shapes[0]))]
+        read = {id(var) for equation in program.eqns for var in equation.invars} | set(map(id, program.outvars[n:]))
+        goes = {id(var): var for var in program.outvars[:n]}
+        down += int(number) * sum(_nbytes(var) for var in came if id(var) in read)
+        up += int(number) * sum(_nbytes(var) for key, var in goes.items() if key not in set(map(id, came)))
+    return Traffic(down / clients, up / clients)
+
+
+def _participants(cohort: Cohort) -> Int[Array, ""]:
+    return jnp.sum(cohort.data.count > 0)
+
+
+def _nbytes(var: Any) -> int:
+    return math.prod(var.aval.shape) * var.aval.dtype.itemsize
 
 
 class Kept(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_pfl import catalogue, log, plots
 from fedjax_pfl import config as configuration
-from fedjax_pfl import log, plots
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.metrics import lower_is_better
 
@@ -19,6 +19,7 @@ FIELDS = ("name", "method", "model", "seed", "rounds", "data", "fingerprint", "c
 SPLITS = {"test": "Test", "held_out": "Held-out clients"}
 MODELS = ("personal", "tuned", "global")
 PAPERS = tuple(f"{kind}_{short}" for kind in "co" for short in ("ap", "p", "r", "f1"))  # multi-label papers' columns
+COSTS = ("KiB down", "KiB up", "seconds")  # of a client in a round, and of all rounds
 MAX_CLIENTS = 10  # with more, the clients get no columns of their own; report_runs.csv has them all
 
 
@@ -192,8 +193,9 @@ def _check(runs: Sequence[Run], mix: bool) -> None:
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each name, methods in the order of the catalogue."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: catalogue.order(run.summary["method"])):
         groups.setdefault(run.summary["name"], []).append(run)
     return groups
 
@@ -217,7 +219,7 @@ def _config_difference(a: Run, b: Run) -> str | None:
 
 
 def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: str) -> list[Row]:
-    """The rows of one split. Columns: metrics, worst client and spread of the main one, clients, pooled ones, seconds."""
+    """The rows of one split. Columns: metrics, worst client and spread of the main one, clients, pooled ones, costs."""
     flat = [key for run in runs for key in run.summary[which] if key.startswith(f"{split}/")]
     keys = list(dict.fromkeys(key.split("/", 2)[2] for key in flat if key.count("/") >= 2))
     if not keys:
@@ -238,9 +240,18 @@ def _rows(runs: Sequence[Run], split: str, wanted: Sequence[str] | None, which: 
             if not any(key.startswith(prefix) for run in group for key in run.summary[which]):
                 continue
             values = {c: [run.summary[which].get(prefix + c) for run in group] for c in columns}
-            values["seconds"] = [run.summary["seconds"] for run in group]
+            values |= _costs(group, runs)
             rows.append(Row(split, name, model, group, {c: np.array(v, np.float64) for c, v in values.items()}))
     return rows
+
+
+def _costs(group: Sequence[Run], runs: Sequence[Run]) -> dict[str, list[float]]:
+    """KiB that a client got and sent in a round, where any run has them, and seconds of all rounds."""
+    ways = ("down", "up") if any("communication" in run.summary for run in runs) else ()
+    kib = {
+        f"KiB {way}": [run.summary.get("communication", {}).get(way, np.nan) / 1024 for run in group] for way in ways
+    }
+    return {**kib, "seconds": [run.summary["seconds"] for run in group]}
 
 
 def _markdown(rows: Sequence[Row], which: str) -> str:
@@ -250,6 +261,8 @@ def _markdown(rows: Sequence[Row], which: str) -> str:
             columns = [column for column in table[0].values if not _is_pooled(column)]
             parts += [f"## {title}\n", _table(table, columns, _number, _title), *_as_in_papers(table)]
     parts.append("Mean over clients, then mean ± standard deviation (ddof 1) over seeds; loss in nats; best in bold.\n")
+    if any("KiB down" in row.values for row in rows):
+        parts.append("KiB: what a client gets and sends in a round.\n")
     parts += _undefined(rows, which)
     for field in ("data", "fingerprint", "clients"):
         values = dict.fromkeys(str(run.summary[field]) for row in rows for run in row.runs)
@@ -351,11 +364,11 @@ def _mean(values: np.ndarray) -> float:
 def _number(value: float, column: str) -> str:
     if not np.isfinite(value):
         return "undefined"
-    return f"{value:.1f}" if column == "seconds" else f"{value:.3f}"
+    return f"{value:.1f}" if column in COSTS else f"{value:.3f}"
 
 
 def _lower(column: str) -> bool:
-    return column == "seconds" or column.endswith("/std") or lower_is_better(column.split("/")[0])
+    return column in COSTS or column.endswith("/std") or lower_is_better(column.split("/")[0])
 
 
 def _title(column: str) -> str:

@@ -83,6 +83,15 @@ def run(config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = Fal
     return summary
 
 
+def finished(workdir: Path, config: Any) -> bool:
+    """Whether this config's run in `workdir` is done. Raises UserError where another config's run is there."""
+    _check_same_config(workdir, configuration.to_json(config))
+    try:
+        return json.loads((workdir / "summary.json").read_text())["rounds"] >= config.rounds
+    except (OSError, json.JSONDecodeError, KeyError):
+        return False
+
+
 def _rounds(
     config: Any,
     setup: experiment.Setup,

@@ -169,3 +169,43 @@ def test_a_method_without_kept_parts_has_its_global_model():
     algorithm = build(counting(), global_model=lambda server: server.variables)
     assert algorithm.global_model is not None
     assert algorithm.global_model(Model(3)) == 3
+
+
+PARAMS, STATISTICS, NORM, HEAD = 552, 96, 96, 168  # bytes in float64; NORM: scale and bias
+
+
+@pytest.mark.parametrize(
+    ("method", "down", "up"),
+    [
+        ("local", 0, 0),
+        ("centralised", 0, 0),
+        ("fedavg", PARAMS + STATISTICS, PARAMS + STATISTICS),
+        ("fedavgm", PARAMS + STATISTICS, PARAMS + STATISTICS),  # momentum stays at the server
+        ("scaffold", 2 * PARAMS + STATISTICS, 2 * PARAMS + STATISTICS),
+        ("fedbn", PARAMS - NORM, PARAMS - NORM),
+        ("silobn", PARAMS, PARAMS),
+        ("fedper", PARAMS + STATISTICS - HEAD, PARAMS + STATISTICS - HEAD),
+        ("ifca", 2 * (PARAMS + STATISTICS), PARAMS + STATISTICS + 4),  # two models, and the number of the chosen one
+        ("fd", 3 * 3 * 8 + 3, 3 * 3 * 8 + 3),  # a table, and which rows of it there are
+        ("data_sharing", PARAMS + STATISTICS, PARAMS + STATISTICS),  # each client is in one of the two exchanges
+        # three candidates, of whom two train
+        ("power_of_choice", PARAMS + STATISTICS, 2 * (PARAMS + STATISTICS) / 3 + 8),
+    ],
+)
+def test_traffic(method, down, up):
+    """Bytes a client: padding rows, lost uploads and what a client keeps don't count or do, as they travel or don't."""
+    algorithm = algorithms.build(method, toy.training())
+    state = algorithm.init(toy.variables(), toy.N)
+    ids = (0, 1, 3) if method == "power_of_choice" else (0, 1, 3, toy.PAD)
+    assert algorithm.traffic(state, toy.cohort(ids, lost=(1,))) == pytest.approx((down, up))
+
+
+def test_traffic_of_a_download_that_nobody_reads():
+    def local_update(download, client, data, round, key):
+        none = jnp.zeros((), jnp.int32)
+        return Model(download.variables["a"] + 1), client, Metrics(jnp.zeros(()), none, none, jnp.zeros(()))
+
+    exchange = Exchange(lambda server, id: server, local_update, lambda server, uploads, cohort, round: server)
+    algorithm = compose(exchange, init_server=lambda variables, n: Model(variables))
+    state = algorithm.init({"a": jnp.zeros(3), "b": jnp.zeros(100)}, toy.N)
+    assert algorithm.traffic(state, toy.cohort((0, 1))) == (24, 24)

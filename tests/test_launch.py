@@ -24,7 +24,17 @@ def test_help_is_quick_and_names_modes_and_configs():
     done = launch("--help")
     assert time.monotonic() - began < 3
     assert done.returncode == 0
-    for word in ("train", "eval", "partition", "embed", "report", "benchmark", "configs/quickstart.py"):
+    for word in (
+        "train",
+        "eval",
+        "partition",
+        "embed",
+        "report",
+        "benchmark",
+        "sweep",
+        "configs/quickstart.py",
+        "A model per client",
+    ):
         assert word in done.stdout
 
 
@@ -51,6 +61,14 @@ def test_help_with_a_config_lists_its_options():
         (["train"], "found 'train', expected only flags"),
         ([], "--config: missing"),
         (["--mode=report"], "--runs: missing"),
+        (["--mode=sweep"], "--config: missing"),
+        (
+            ["--mode=sweep", "--config=configs/sweep_all.py", "--variants=fedavg,fedpr"],
+            "'fedpr' (did you mean 'fedper'?)",
+        ),
+        (["--mode=sweep", "--config=configs/quickstart.py", "--variants=fast"], "has no VARIANTS"),
+        (["--mode=sweep", "--config=configs/sweep_all.py:fedavg"], "takes words by --variants=fedavg"),
+        (["--mode=sweep", "--config=configs/sweep_all.py", "--seeds=0,one"], "--seeds: found '0,one'"),
         (["--mode=report", "--runs=nowhere"], "nowhere"),
         (["--mode=eval"], "--workdir: missing"),
         (["--mode=eval", "--workdir=tests"], "tests holds no run"),
@@ -139,3 +157,42 @@ def test_an_npz_run_needs_none_of_the_optional_packages(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["last"]["test/global/accuracy"] > 0.7
     assert "test/personal/auc/client/north" in summary["last"]
+
+
+SWEEP = """
+from configs import base
+VARIANTS = {"a": {"method": "fedavg"}, "b": {"method": "local"}, "c": {"client.lr": 1e30}}
+def get_config(word="a"):
+    config = base.get_config()
+    config.rounds = 7
+    config.update_from_flattened_dict({**VARIANTS[word], "name": word})
+    return config
+"""
+
+
+def test_a_sweep(tmp_path):
+    """Words times seeds with the given options; a failed run holds up nothing; what is finished isn't run again."""
+    (tmp_path / "few.py").write_text(SWEEP)
+    flags = ["--mode=sweep", f"--config={tmp_path}/few.py", "--seeds=0,3", f"--workdir={tmp_path}/runs"]
+    flags += ["--config.rounds=2", "--config.plots=False", "--noconfig.tensorboard", "--config.split.max_examples=120"]
+    first = launch(*flags)
+    assert first.returncode == 2
+    failed = [line for line in first.stderr.splitlines() if line.startswith("error: c-seed")]
+    assert len(failed) == 2
+    assert all("finite" in line for line in failed)
+    for name, method in (("a", "fedavg"), ("b", "local")):
+        for seed in (0, 3):
+            run = tmp_path / "runs" / f"{name}-seed{seed}"
+            summary, config = (json.loads((run / file).read_text()) for file in ("summary.json", "config.json"))
+            assert (summary["name"], summary["method"], summary["seed"], summary["rounds"]) == (name, method, seed, 2)
+            assert not config["tensorboard"]
+    rows = [line for line in (tmp_path / "runs" / "report.md").read_text().splitlines() if "0, 3 (n = 2)" in line]
+    assert [row.split()[1] for row in rows] == ["b", "b", "a", "a", "a"]  # local stands first in the catalogue
+
+    again = launch(*flags, "--variants=a,b")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 4
+    assert "| a " in again.stdout
+    changed = launch(*flags, "--variants=a", "--config.client.lr=0.2")
+    assert changed.returncode == 2
+    assert "holds a run with another config" in changed.stderr

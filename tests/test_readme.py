@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import kd3a_digits
-from fedjax_pfl import algorithms
+from fedjax_pfl import algorithms, catalogue
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -67,8 +67,19 @@ def _run_block(kind: str, code: str, folder: Path, real_data) -> None:
 
 
 def test_the_catalogue_lists_every_method():
-    for name in algorithms.METHODS:
-        assert f"`{name}`" in TEXT
+    assert set(catalogue.METHODS) == set(algorithms.METHODS)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in TEXT.splitlines() if line.startswith("|")]
+    families = {row[0]: i for i, row in enumerate(rows) if row[0].startswith("**")}
+    for name, entry in catalogue.METHODS.items():
+        (place, row) = next((i, row) for i, row in enumerate(rows) if row[1:2] == [f"`{name}`"])
+        family = max((heading for heading in families.items() if heading[1] < place), key=lambda heading: heading[1])[0]
+        assert family == f"**{catalogue.FAMILIES[entry.family]}**"
+        assert row[0] == entry.title
+        assert entry.paper in row[2]
+        assert [row[3], row[4], row[5]] == [entry.travels, entry.keeps, entry.personal]
+        files = re.findall(r"`([\w/]+\.py)", row[6] + row[7])
+        assert len(files) >= 2
+        assert all((ROOT / file).is_file() for file in files)
 
 
 def test_a_new_method_is_under_40_lines():

@@ -72,12 +72,13 @@ def test_table_over_seeds(runs, tmp_path):
     text = report.run([str(runs)], output=tmp_path / "out")
     rows = cells(text)
     assert [(r["method"], r["model"]) for r in rows] == [
+        ("fedavg", "personal"),  # in the order of the catalogue
+        ("fedavg", "global"),
         ("ditto", "personal"),
         ("ditto", "global"),
-        ("fedavg", "personal"),
-        ("fedavg", "global"),
     ]
     assert {r["seeds"] for r in rows} == {"0, 1, 2 (n = 3)"}
+    rows = rows[2:] + rows[:2]
     mean, deviation = np.mean(SCORES["ditto"]), np.std(SCORES["ditto"], ddof=1)
     assert rows[0]["macro_f1"] == f"**{mean:.3f} ± {deviation:.3f}**"
     assert rows[1]["macro_f1"] == f"{mean - 0.05:.3f} ± {deviation:.3f}"
@@ -92,9 +93,20 @@ def test_table_over_seeds(runs, tmp_path):
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_costs_of_communication(tmp_path):
+    """KiB of a client in a round, where a run has them; the least is best."""
+    made_up(tmp_path, "fedavg", communication={"down": 2048.0, "up": 1024.0})
+    made_up(tmp_path, "ditto", communication={"down": 1024.0, "up": 1536.0})
+    made_up(tmp_path, "old")
+    text = report.run([tmp_path])
+    found = {r["method"]: (r["KiB down"], r["KiB up"]) for r in cells(text) if r["model"] == "personal"}
+    assert found == {"fedavg": ("2.0", "**1.0**"), "ditto": ("**1.0**", "1.5"), "old": ("undefined", "undefined")}
+    assert "KiB: what a client gets and sends in a round." in text
+
+
 def test_last_round_and_chosen_metrics(runs, tmp_path):
     text = report.run([str(runs)], output=tmp_path / "out", which="last", metrics=["loss"])
-    row = cells(text)[0]
+    row = cells(text)[2]
     assert row["loss"].startswith(f"**{1 - np.mean(SCORES['ditto']) - 0.01:.3f}")
     assert "auc" not in row
     assert "macro_f1" not in row
@@ -104,7 +116,7 @@ def test_last_round_and_chosen_metrics(runs, tmp_path):
 
 def test_csv_holds_the_raw_numbers(runs, tmp_path):
     report.run([str(runs)], output=tmp_path / "out")
-    table = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    table = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))[2:]
     assert [table[0][k] for k in ("split", "method", "model", "n", "seeds")] == [
         "test",
         "ditto",
@@ -217,8 +229,8 @@ def test_the_table_of_the_papers_takes_what_there_is(tmp_path):
     second = report.run([tmp_path / "a"]).split("### Multi-label, in percent: ")[1]
     assert second.startswith("on each client's")
     assert [(r["method"], r["model"], r["C-AP"]) for r in cells(second)] == [
-        ("fedavg", "global", "30.00"),
         ("local", "personal", "**70.00**"),
+        ("fedavg", "global", "30.00"),
     ]
     one = report.run([tmp_path / "a"], metrics=["o_f1"]).split("### Multi-label, in percent: ")[1]
     assert list(cells(one)[0]) == ["method", "model", "seeds", "O-F1"]
@@ -283,9 +295,9 @@ def test_other_data_or_splits_are_refused_unless_told(tmp_path, change, field):
 
 def test_a_method_may_have_fewer_seeds_but_no_split_of_its_own(runs, tmp_path):
     made_up(runs, "local", 1)
-    assert cells(report.run([runs], output=tmp_path))[-1]["seeds"] == "1 (n = 1)"
+    assert cells(report.run([runs], output=tmp_path))[0]["seeds"] == "1 (n = 1)"
     made_up(runs, "local", 7)
-    with pytest.raises(UserError, match=r"deep/ditto-0 and .*local-7 differ in fingerprint \(split0, split7\)"):
+    with pytest.raises(UserError, match=r"deep/fedavg-0 and .*local-7 differ in fingerprint \(split0, split7\)"):
         report.run([runs])
 
 
