@@ -448,6 +448,17 @@ def get_config() -> ConfigDict:
         newcomers="none",  # previous model of who first takes part after round 0: none (no term) | initial | random
         weighting="examples",
     )
+    config.vhl = dict(
+        alpha=1.0,  # weight of the cross entropy of the virtual examples
+        lambda_a=1.0,  # weight of the alignment of real and virtual features
+        lambda_v=0.1,  # weight of the alignment of virtual features among themselves
+        temperature=0.07,  # T of the alignment
+        align_epochs=5,  # the alignment counts in so many first local epochs of a round
+        labels="extra",  # extra (virtual classes have outputs of their own) | shared (virtual class c is class c)
+        examples=2000,  # in the virtual data set
+        batch_size=0,  # of the virtual batch; 0 = client.batch_size
+        weighting="examples",
+    )
     config.fedir = dict(
         normalise=False,  # divide a batch's weights p(y) / q_k(y) by their mean
         server_lr=1.0,

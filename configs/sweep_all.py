@@ -26,6 +26,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "fednova": {},
     "feddyn": {**PLAIN, "feddyn.alpha": 0.01, "client.clip": 10.0},
     "moon": {"moon.mu": 1.0, "moon.temperature": 0.5},
+    "vhl": {},
     "fedir": {},
     "fedvc": {"fedvc.n_vc": 256},
     "mime": PLAIN,

@@ -35,6 +35,7 @@ METHODS: dict[str, Entry] = {
     "fednova": Entry("FedNova", 1, "2007.07481", 2020, "model / model, step count", "-", "no"),
     "feddyn": Entry("FedDyn", 1, "2111.04263", 2021, "model", "gradient correction", "no"),
     "moon": Entry("MOON", 1, "2103.16257", 2021, "model", "its last model", "no"),
+    "vhl": Entry("VHL", 1, "2206.02465", 2022, "model, virtual classes' head", "-", "no"),
     "fedir": Entry("FedIR", 1, "2003.08082", 2020, "model", "-", "no"),
     "fedvc": Entry("FedVC", 1, "2003.08082", 2020, "model", "-", "no"),
     "mime": Entry("Mime", 1, "2008.03606", 2020, "model, optimiser statistics, gradient / model, gradient", "-", "no"),

@@ -206,3 +206,9 @@ def for_task(task: str, name: str = "", **options: Any) -> Loss:
 def takes(loss: Loss, argument: str) -> bool:
     """Whether the loss reads more than logits and target: a 'key', or the 'counts' of the classes' training examples."""
     return argument in inspect.signature(loss).parameters
+
+
+def unit(v: jax.Array) -> jax.Array:
+    """Scaled to length 1 along the last axis; 0, with the gradient 0, where all are zeros."""
+    square = jnp.sum(v * v, -1, keepdims=True)
+    return v * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)

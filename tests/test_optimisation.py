@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from reference import feddyn, fedir, fednova, mime, moon, power_of_choice
+from reference import feddyn, fedir, fednova, mime, moon, power_of_choice, vhl
 from reference.network import train_batch
 from test_equivalence import check, model, nothing, prefixed, solver
 
@@ -16,6 +16,7 @@ from fedjax_pfl import algorithms, local
 from fedjax_pfl.algorithms.optimisation.fednova import norm_of_a
 from fedjax_pfl.algorithms.optimisation.fedvc import draw
 from fedjax_pfl.algorithms.optimisation.moon import contrastive
+from fedjax_pfl.algorithms.optimisation.vhl import generator, supervised_contrastive
 from fedjax_pfl.errors import UserError
 
 ROUNDS = tuple((ids, ()) for ids, _ in toy.ROUNDS[:4])  # no upload is lost
@@ -304,6 +305,85 @@ def test_moon_needs_features():
 @pytest.mark.slow
 def test_what_stays_with_a_client_in_moon():
     kept_parts("moon", mu=3.0)
+
+
+# -- VHL ----------------------------------------------------------------------------------------------------------------
+
+VHL = {"alpha": 0.7, "lambda_a": 0.9, "lambda_v": 0.4, "temperature": 0.3, "align_epochs": 1}
+
+
+@functools.cache
+def virtual_batch(t: int, k: int, e: int, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Six of twenty virtual examples, by the keys that core.compose, core.run, local.train_on and the method's loss take."""
+    key = jax.random.key(toy.KEY)
+    for number in (t, 0, k, e, 1, i):
+        key = jax.random.fold_in(key, number)
+    index = jax.random.randint(jax.random.split(key, 4)[1], (6,), 0, 20, jnp.int32)
+    x = generator(jax.random.key(0), toy.CLASSES, (toy.FEATURES,), np.float64)(index % toy.CLASSES, index)
+    return np.asarray(x), np.asarray(index % toy.CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weighting", "drop_last"),
+    [("extra", "examples", False), pytest.param("shared", "uniform", True, marks=pytest.mark.slow)],
+)
+def test_vhl(labels, weighting, drop_last):
+    options = {**VHL, "labels": labels, "weighting": weighting, "examples": 20, "batch_size": 6}
+    start = algorithms.build("vhl", toy.training(), options).init(toy.variables(), toy.N).server.head
+    head = (np.asarray(start["kernel"]), np.asarray(start["bias"])) if labels == "extra" else None
+    oracle = functools.partial(vhl.vhl, virtual=virtual_batch, head=head, weighting=weighting, **VHL)
+
+    def server(held: Any) -> dict[str, np.ndarray]:
+        return model(held) | {f"extra.{name}": np.asarray(leaf) for name, leaf in held.head.items()}
+
+    check("vhl", options, oracle, server, nothing, training={"drop_last": drop_last})
+
+
+def test_vhls_gradient_by_hand():
+    """The oracle's, by differences; and the loss of the package, with a padding row."""
+    rng = np.random.default_rng(2)
+    f, labels = rng.normal(size=(6, 4)), np.array([0, 1, 0, 2, 1, 0])
+    loss, gradient = vhl.contrast(f, labels, 0.4)
+    for at in np.ndindex(f.shape):
+        step = np.zeros_like(f)
+        step[at] = 1e-5
+        up, down = (vhl.contrast(f + s * step, labels, 0.4)[0] for s in (1, -1))
+        np.testing.assert_allclose((up - down) / 2e-5, gradient[at], rtol=1e-5, atol=1e-8)
+    padded, mask = np.concatenate([f, np.full((1, 4), 9.0)]), np.arange(7) < 6
+    value = supervised_contrastive(jnp.asarray(padded), jnp.asarray([*labels, 0]), jnp.asarray(mask), 0.4)
+    np.testing.assert_allclose(value, loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5,), (28, 28, 1), (12, 20, 3)])
+def test_virtual_examples(shape):
+    """An example is its number's, whatever the batch; classes lie apart; each example is standardised."""
+    y, index = jnp.arange(40) % 4, jnp.arange(40)
+    make = generator(jax.random.key(3), 4, shape)
+    x = np.asarray(make(y, index))
+    assert x.shape == (40, *shape)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(make(y[7:9], index[7:9]), x[7:9], atol=1e-5)
+    flat = x.reshape(40, -1)
+    np.testing.assert_allclose(flat.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(flat.std(1), 1, atol=1e-3)
+    centres = np.stack([flat[y == c].mean(0) for c in range(4)])
+    nearest = np.argmin(((flat[:, None] - centres) ** 2).sum(-1), 1)
+    assert (nearest == y).mean() > 0.9
+    assert not np.allclose(make(y, index + 40), x, atol=0.1)
+
+
+def test_what_vhl_refuses():
+    with pytest.raises(UserError, match=r"^config\.vhl: found batch_size=1, examples=2000, expected at least 2"):
+        algorithms.build("vhl", toy.training(), {"batch_size": 1})
+    narrow = toy.training().network._replace(objective=lambda z, y, mask, key: jnp.sum(z + jnp.zeros(toy.CLASSES)))
+    with pytest.raises(UserError, match=r"^config\.vhl\.labels: found 'extra', expected 'shared'"):
+        algorithms.build("vhl", toy.training(network=narrow))
+    algorithms.build("vhl", toy.training(network=narrow), {"labels": "shared"})
+
+
+@pytest.mark.slow
+def test_what_stays_with_a_client_in_vhl():
+    kept_parts("vhl")
 
 
 # -- FedIR --------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fedjax_pfl.algorithms.optimisation.mime import mime, mimelite
 from fedjax_pfl.algorithms.optimisation.moon import moon
 from fedjax_pfl.algorithms.optimisation.power_of_choice import power_of_choice
 from fedjax_pfl.algorithms.optimisation.scaffold import scaffold
+from fedjax_pfl.algorithms.optimisation.vhl import vhl
 from fedjax_pfl.algorithms.personal.apfl import apfl
 from fedjax_pfl.algorithms.personal.ditto import ditto
 from fedjax_pfl.algorithms.personal.fd import fd
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fednova": fednova,
     "feddyn": feddyn,
     "moon": moon,
+    "vhl": vhl,
     "fedir": fedir,
     "fedvc": fedvc,
     "mime": mime,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from fedjax_pfl import local, tree
+from fedjax_pfl import local, losses, tree
 from fedjax_pfl.algorithms.optimisation import fedavg
 from fedjax_pfl.core import Algorithm, Model, Variables, compose
 from fedjax_pfl.errors import UserError
@@ -23,12 +23,7 @@ class Client(NamedTuple):
 
 def cosine(a: Array, b: Array) -> Float[Array, ""]:
     """Cosine of the angle between two arrays of one shape; 0, with the gradient 0, where one of them is all zeros."""
-
-    def inverse_norm(v: Array) -> Float[Array, ""]:
-        square = jnp.sum(v * v)
-        return jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-
-    return jnp.sum(a * b) * inverse_norm(a) * inverse_norm(b)
+    return jnp.sum(losses.unit(a.reshape(-1)) * losses.unit(b.reshape(-1)))
 
 
 def contrastive(z: Array, z_glob: Array, z_prev: Array, *, temperature: float) -> Float[Array, ""]:
