@@ -5,7 +5,7 @@ Dirichlet (`dir`, beta 0.5) or by 1, 2 or 3 classes a client (`c1`, `c2`, `c3`);
 unequal noise (`noise`, up to 0.1). Setting: NIID-Bench's simple-cnn, 10 local epochs of batch 64, lr 0.01, momentum 0.9, weight
 decay 1e-5; 3,500 of the 70,000 images, and 20 rounds for its 50. In full, on a GPU: --config.split.max_examples=0
 --config.rounds=50; CIFAR-10: --config.data.source=cifar10.
-Command: python launch.py --mode=sweep --config=configs/niid_bench.py --mix --which=last (fewer: --variants=iid-fedavg,c1-fedavg)
+Command: python launch.py --mode=sweep --config=configs/niid_bench.py --mix --which=last (few: --variants=iid-fedavg,c1-fedavg)
 Published (Flower's reproduction, all of MNIST, best of 50 rounds), accuracy of FedAvg: IID 99.1, Dirichlet 98.9, #C=1 19.3,
 #C=2 96.9, #C=3 97.9; NIID-Bench's own, CIFAR-10: #C=2 49.8, Dirichlet 68.2, noise 68.9, quantity 72.0.
 Measured: not yet run.
