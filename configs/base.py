@@ -585,6 +585,14 @@ def get_config() -> ConfigDict:
         warmup_rounds=1,  # in which they alone are trained on
         weighting="examples",
     )
+    config.fedmd = dict(
+        public="",  # name of the client whose examples are public; "" = the first
+        alignment=5000,  # public examples on which a round's logits are agreed on, drawn anew in each
+        pretrain_epochs=20,  # of a client's first training, on the public examples
+        private_epochs=25,  # and then on its own
+        digest_epochs=1,  # on the agreed logits, in each round
+        digest_batch_size=256,  # of these and of the first training on the public examples
+    )
     config.fd = dict(
         gamma=0.1,  # weight of the others' predictions
         schedule="constant",  # constant | notes (they have weight a = 1 / (round + 2), the labels 1 - a)

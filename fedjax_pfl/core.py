@@ -36,6 +36,7 @@ class ClientData(NamedTuple):
     noise: Float[Array, ""]  # standard deviation of the noise on inputs scaled to [0, 1]
     validation: Any = ()  # the client's validation examples (another ClientData), where a round scores models on them
     round: Any = ()  # the round in which the client trains, for samplers that change over the rounds
+    public: Any = ()  # examples that all clients have (another ClientData), where a method shares some: `roles.with_public`
 
 
 class Cohort(NamedTuple):

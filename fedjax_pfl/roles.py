@@ -21,6 +21,13 @@ def others(cohort: Cohort, id: int, n: int) -> Cohort:
     return _only(cohort, cohort.ids != id, n)
 
 
+def with_public(cohort: Cohort, id: int, n: int) -> Cohort:
+    """The cohort, each client with the examples of client `id` of n as `data.public`: none, where that one isn't there."""
+    data = one(cohort, id, n).data._replace(validation=())
+    public = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(cohort.ids), *leaf.shape[1:])), data)
+    return cohort._replace(data=cohort.data._replace(public=public))
+
+
 def _only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
     """The rows that aren't chosen as padding: number n, weight 0, no examples."""
     ids = jnp.where(chosen, cohort.ids, n)

@@ -26,6 +26,7 @@ from fedjax_pfl.algorithms.personal.apfl import apfl
 from fedjax_pfl.algorithms.personal.ditto import ditto
 from fedjax_pfl.algorithms.personal.fd import fd
 from fedjax_pfl.algorithms.personal.fedbn import fedbn
+from fedjax_pfl.algorithms.personal.fedmd import fedmd
 from fedjax_pfl.algorithms.personal.fedper import fedper
 from fedjax_pfl.algorithms.personal.fedproto import fedproto
 from fedjax_pfl.algorithms.personal.fedrep import fedrep
@@ -76,6 +77,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fml": fml,
     "fedproto": fedproto,
     "fd": fd,
+    "fedmd": fedmd,
     "ifca": ifca,
     "crt": crt,
     "fedlgt": fedlgt,
