@@ -17,7 +17,9 @@ from fedjax_pfl.errors import UserError, nearest
 MODES = ("train", "sweep", "eval", "partition", "embed", "report", "benchmark")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.some.option=value changes an option.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config>[-<variant>]-seed<seed>).")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run (default: runs/<config>[-<variant>]-seed<seed>), or of the sweep's."
+)
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with it. sweep: a run for each word of the config "
                           "and each seed, and their table. eval: a run's checkpoint. partition: who holds what. embed: the "
                           "text embeddings of the classes, as a file. report: a table over runs. benchmark: how fast a round "
@@ -25,15 +27,15 @@ _MODE = flags.DEFINE_enum("mode", "train", MODES, "train: a run, or go on with i
 _VARIANTS = flags.DEFINE_list("variants", [], "sweep: these words of the config alone (default: all of its VARIANTS).")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "sweep: the seeds of each word.")
 _WHICH = flags.DEFINE_enum(
-    "which", "best", ("best", "last"), "eval, report: the best round by validation, or the last."
+    "which", "best", ("best", "last"), "eval, report, sweep: the best round by validation, or the last."
 )
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "train: save and stop after this round; the same command goes on.", 0)
 _KNOWN = flags.DEFINE_list(
     "known_labels", [], "eval: tell a label-mask model so many labels (5), or these (person,dog), of each example."
 )
 _RUNS = flags.DEFINE_list("runs", [], "report: folders of runs, or folders of such folders.")
-_METRICS = flags.DEFINE_list("metrics", [], "report: the metrics to show (default: all).")
-_MIX = flags.DEFINE_bool("mix", False, "report: compare runs on different data or splits all the same.")
+_METRICS = flags.DEFINE_list("metrics", [], "report, sweep: the metrics to show (default: all).")
+_MIX = flags.DEFINE_bool("mix", False, "report, sweep: compare runs on different data or splits all the same.")
 _HELP = flags.DEFINE_bool("help", False, "This text; with --config all its options as well.")
 _QUIET = flags.DEFINE_bool("quiet", False, "No progress.")
 

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import fedlgt_voc, multilabel
 
+VARIANTS = multilabel.VARIANTS
+
 
 def get_config(variant: str = "fedlgt") -> ConfigDict:
     config = fedlgt_voc.get_config()

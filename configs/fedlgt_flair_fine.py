@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import base, multilabel
 
+VARIANTS = multilabel.VARIANTS
+
 
 def get_config(variant: str = "fedlgt") -> ConfigDict:
     config = base.get_config()

@@ -4,7 +4,7 @@ KD3A: arXiv 2011.09757. With deputies (`det` and what is below it): the notes of
 deputy-enhanced transfer (arXiv 2110.00394) onto it; the words are theirs where they have one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -66,6 +66,11 @@ def pictures(config: ConfigDict, model: str, *, batch: int, samples: int, epochs
     config.client.schedule.final = 1e-4
     config.eval.every = 5
     config.checkpoint.every = 5
+
+
+def words(domains: Sequence[str], extra: Iterable[str] = ()) -> list[str]:
+    """All words of a config with these targets; `extra` names a file's own methods."""
+    return [f"{name}-{target}" for name in (*METHODS, *extra) for target in domains]
 
 
 def variant(

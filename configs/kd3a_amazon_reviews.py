@@ -13,6 +13,8 @@ from configs import base, kd3a
 
 DOMAINS = ("books", "dvd", "electronics", "kitchen")
 
+VARIANTS = kd3a.words(DOMAINS)
+
 
 def get_config(variant: str = "kd3a-books") -> ConfigDict:
     config = base.get_config()

@@ -32,6 +32,8 @@ EXTRA: dict[str, Mapping[str, Any]] = {
     "irrelevant": {"data.digit5.svhn": f"{DATA}/cifar10/cifar10_sub.npz"},
 }
 
+VARIANTS = kd3a.words(DOMAINS, EXTRA)
+
 
 def get_config(variant: str = "kd3a-usps") -> ConfigDict:
     config = base.get_config()

@@ -14,6 +14,8 @@ from configs import base, kd3a
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
+VARIANTS = kd3a.words(DOMAINS)
+
 
 def get_config(variant: str = "kd3a-clipart") -> ConfigDict:
     config = base.get_config()

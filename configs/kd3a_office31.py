@@ -13,6 +13,8 @@ from configs import base, kd3a
 
 DOMAINS = ("amazon", "dslr", "webcam")
 
+VARIANTS = kd3a.words(DOMAINS)
+
 
 def get_config(variant: str = "kd3a-amazon") -> ConfigDict:
     config = base.get_config()

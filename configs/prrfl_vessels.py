@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import base, segmentation
 
+VARIANTS = segmentation.VARIANTS
+
 
 def get_config(variant: str = "fedavg") -> ConfigDict:
     config = base.get_config()

@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
     title: str
     family: int  # in FAMILIES
-    paper: str  # arXiv number, doi, or '' where there is none
+    paper: str  # arXiv number, or '' where there is none
     year: int  # of the first version; 0 where there is no paper
     travels: str  # down, or down / up
     keeps: str  # what a client keeps from round to round
@@ -79,11 +79,11 @@ def order(method: str) -> tuple[int, int]:
 
 def help_text() -> str:
     """The methods by family, a line each: name, title, year and paper, what travels, what a client keeps."""
-    lines = ["methods (--config.method=NAME; what travels; what a client keeps):"]
+    lines = ["methods: --config.method=NAME  title | what travels | what a client keeps"]
     for family, title in enumerate(FAMILIES):
         lines.append(f"  {title}")
         for name, entry in METHODS.items():
             if entry.family == family:
-                paper = f" ({entry.year}, {entry.paper})" if entry.paper else ""
-                lines.append(f"    {name:<16}{entry.title}{paper}; {entry.travels}; {entry.keeps}")
+                paper = f" ({entry.year}, arXiv {entry.paper})" if entry.paper else ""
+                lines.append(f"    {name:<17}{entry.title}{paper} | {entry.travels} | {entry.keeps}")
     return "\n".join(lines)

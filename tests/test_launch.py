@@ -1,5 +1,7 @@
 """The command line: what it prints, what it refuses, and how quickly."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -118,6 +120,15 @@ def test_every_method_has_a_config_with_a_docstring():
         for text in texts:
             assert "Command: python launch.py" in text
             assert "Measured" in text
+
+
+def test_a_config_that_takes_words_lists_them_for_a_sweep():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        module = importlib.import_module(f"configs.{path.stem}")
+        if "variant" not in inspect.signature(getattr(module, "get_config", lambda: None)).parameters:
+            continue
+        names = [module.get_config(word).name for word in module.VARIANTS]
+        assert len(set(names)) == len(names), path.name  # else a report would take two for seeds of one
 
 
 @pytest.mark.slow
