@@ -102,6 +102,10 @@ def _sweep(path: str) -> int:
     root, runs = Path(_WORKDIR.value or f"runs/{Path(file).stem}"), []
     given = [arg.lstrip("-").removeprefix("no").split("=")[0].removeprefix("config.") for arg in sys.argv[1:]]
     changes = {name: value for name, value in _fields(_CONFIG.value).items() if name in given}
+    if "seed" in changes:
+        raise UserError(
+            f"--config.seed: found {changes['seed']}, but --mode=sweep takes seeds by --seeds={changes['seed']}"
+        )
     for seed in seeds:
         for name in _VARIANTS.value or known or [""]:
             config = _load(f"{file}:{name}" if name else file)

@@ -129,6 +129,18 @@ RULES: dict[str, tuple[Any, str]] = {
     "fedproto.inference": _one_of("head", "prototype"),
     "data_sharing.alpha": _UP_TO_1,
     "data_sharing.warmup_rounds": _AT_LEAST_0,
+    "fedmd.alignment": _AT_LEAST_1,
+    "fedmd.pretrain_epochs": _AT_LEAST_0,
+    "fedmd.private_epochs": _AT_LEAST_0,
+    "fedmd.digest_epochs": _AT_LEAST_0,
+    "fedmd.digest_batch_size": _AT_LEAST_1,
+    "vhl.alpha": _AT_LEAST_0,
+    "vhl.lambda_a": _AT_LEAST_0,
+    "vhl.lambda_v": _AT_LEAST_0,
+    "vhl.temperature": _POSITIVE,
+    "vhl.align_epochs": _AT_LEAST_0,
+    "vhl.labels": _one_of("extra", "shared"),
+    "vhl.batch_size": _AT_LEAST_0,
     "fd.gamma": _AT_LEAST_0,
     "fd.schedule": _one_of("constant", "notes"),
     "fd.fidelity": _FIDELITY,
@@ -214,6 +226,8 @@ def validate(config: Any) -> None:
             raise UserError(f"config.{field}: found {values[field]!r}, expected {expected}")
     registry.lookup(algorithms.METHODS, config.method, "config.method")
     registry.lookup(models.MODELS, config.model.name, "config.model.name")
+    for name in config.model.per_client:
+        registry.lookup(models.MODELS, name, "config.model.per_client")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -232,9 +246,9 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
 
 
-def build_problem(config: Any, federation: Federation, trainers: int) -> Problem:
-    """The model, inputs and loss that a config names, for this federation's data."""
-    model = build_model(config, federation)
+def build_problem(config: Any, federation: Federation, trainers: int, name: str = "") -> Problem:
+    """The model (or the one called `name`), inputs and loss that a config names, for this federation's data."""
+    model = build_model(config, federation, name)
     if isinstance(model, LabelMaskTransformer) and config.loss.name not in ("", *losses.MASKABLE):
         expected = ", ".join(losses.MASKABLE)
         raise UserError(f"config.loss.name: '{config.loss.name}', but a label-mask model needs one of {expected}")
@@ -253,9 +267,10 @@ def build_problem(config: Any, federation: Federation, trainers: int) -> Problem
     return built
 
 
-def build_model(config: Any, federation: Federation) -> Classifier:
+def build_model(config: Any, federation: Federation, name: str = "") -> Classifier:
     """The model that a config names, with its label embeddings where it has any."""
-    model = models.build(config.model.name, len(federation.class_names), **dict(config.model[config.model.name]))
+    name = name or config.model.name
+    model = models.build(name, len(federation.class_names), **dict(config.model[name]))
     if not isinstance(model, LabelMaskTransformer):
         return model
     labels, source = _label_embeddings(config.text, federation.class_names, model.labels)
@@ -335,6 +350,41 @@ def build_training(config: Any, problem: Problem, federation: Federation, traine
         sizes=tuple(len(rows) for rows in federation.train[:trainers]),
         init=problem.init,
     )
+
+
+def build_groups(config: Any, federation: Federation, trainers: int) -> list[tuple[Problem, Training]]:
+    """Where config.model.per_client names several models: the problem of each, and how its clients train.
+
+    Raises:
+        UserError: one of them isn't for single labels, or an option can't be had with several.
+    """
+    names = list(dict.fromkeys(config.model.per_client))
+    if len(names) < 2:
+        return []
+    no = "expected {} where config.model.per_client names several models"
+    for field, found, expected in (
+        ("model.weights", config.model.weights, ""),
+        ("client.batch_norm", config.client.batch_norm, "aggregate"),
+        ("eval.retrogress", config.eval.retrogress, False),
+        ("eval.cross", config.eval.cross, False),
+        ("eval.held_out", config.eval.held_out, 0),
+    ):
+        if found != expected:
+            raise UserError(f"config.{field}: found {found!r}, {no.format(repr(expected))}")
+    if federation.task != "single":
+        raise UserError(
+            "config.model.per_client: found several models, expected one unless examples have a single label"
+        )
+    if trainers < len(config.model.per_client):
+        raise UserError(
+            f"config.model.per_client: found {len(config.model.per_client)} models for {trainers} clients, expected no more"
+        )
+    groups = []
+    for name in names:
+        built = build_problem(config, federation, trainers, name)
+        members = tuple(k for k in range(trainers) if config.model.per_client[k % len(config.model.per_client)] == name)
+        groups.append((built, build_training(config, built, federation, trainers)._replace(members=members)))
+    return groups
 
 
 def class_counts(federation: Federation, trainers: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fedjax_pfl import compiler, tree
@@ -116,6 +117,16 @@ class Model(NamedTuple):
     variables: Variables
 
 
+class Group(NamedTuple):
+    """Clients whose models have one architecture, where others have another.
+
+    `State.clients` is then a tuple with a stack for each group, its rows in the order of `members`.
+    """
+
+    members: tuple[int, ...]  # their numbers
+    local_update: Callable[["Download", Client, ClientData, Round, Key[Array, ""]], tuple["Upload", Client, Metrics]]
+
+
 class Exchange(NamedTuple):
     """One communication, as one client and the server see it.
 
@@ -127,6 +138,16 @@ class Exchange(NamedTuple):
     local_update: Callable[[Download, Client, ClientData, Round, Key[Array, ""]], tuple[Upload, Client, Metrics]]
     aggregate: Callable[[Server, Upload, Cohort, Round], Server]
     select: Callable[[Cohort], Cohort] = lambda cohort: cohort
+    groups: tuple[
+        Group, ...
+    ] = ()  # all clients, where architectures differ: their `local_update`s instead of the one above
+
+
+def only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
+    """The rows that aren't chosen as padding: number n, weight 0, no examples."""
+    ids = jnp.where(chosen, cohort.ids, n)
+    count = jnp.where(chosen, cohort.data.count, 0)
+    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count))
 
 
 def client_map(function: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
@@ -153,25 +174,64 @@ def run(
     Each client's key comes from its id, so neither the order of the cohort nor its padding changes anything. The server
     sees zeros in place of an upload that is lost, whatever it held; when all are lost it stays as it was.
     """
-    cohort = exchange.select(cohort)
+    parts = _parts(exchange, state.clients, exchange.select(cohort))
 
-    def one_client(
-        client: Client, data: ClientData, arrives: Bool[Array, ""]
-    ) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
-        data = data._replace(round=state.round)
-        download = exchange.download(state.server, data.id)
-        upload, client, metrics = exchange.local_update(
-            download, client, data, state.round, jax.random.fold_in(key, data.id)
+    def train(part: "_Part") -> tuple[Upload, Client, Metrics, Bool[Array, " K"]]:
+        def one_client(
+            client: Client, data: ClientData, arrives: Bool[Array, ""]
+        ) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
+            data = data._replace(round=state.round)
+            download = exchange.download(state.server, data.id)
+            upload, client, metrics = part.local_update(
+                download, client, data, state.round, jax.random.fold_in(key, data.id)
+            )
+            finite = tree.all_finite((upload, metrics.loss))
+            return tree.where(arrives, upload, tree.zeros_like(upload)), client, metrics, finite
+
+        clients = tree.take(part.clients, part.rows)
+        uploads, clients, metrics, finite = client_map(one_client, how)(
+            clients, part.cohort.data, part.cohort.weight > 0
         )
-        finite = tree.all_finite((upload, metrics.loss))
-        return tree.where(arrives, upload, tree.zeros_like(upload)), client, metrics, finite
+        return uploads, tree.put(part.clients, part.rows, clients), metrics, finite
 
-    clients = tree.take(state.clients, cohort.ids)
-    uploads, clients, metrics, finite = client_map(one_client, how)(clients, cohort.data, cohort.weight > 0)
+    done = [train(part) for part in parts]
+    clients = tuple(each[1] for each in done) if exchange.groups else done[0][1]
+    cohort, uploads, metrics, finite = (
+        _one_after_the_other([part.cohort for part in parts]),
+        *(_one_after_the_other([each[i] for each in done]) for i in (0, 2, 3)),
+    )
     server = exchange.aggregate(state.server, uploads, cohort, state.round)
     server = tree.where(jnp.any(cohort.weight > 0), server, state.server)
-    state = state._replace(server=server, clients=tree.put(state.clients, cohort.ids, clients))
+    state = state._replace(server=server, clients=clients)
     return state, Report(cohort.ids, metrics, finite, tree.all_finite(server))
+
+
+class _Part(NamedTuple):
+    """Clients of a cohort that train alike: all of them, or those of one group."""
+
+    local_update: Callable[..., tuple[Upload, Client, Metrics]]
+    clients: Client  # the stack that holds their states
+    rows: Int[Array, " K"]  # where in it; beyond its end for padding
+    cohort: Cohort
+
+
+def _parts(exchange: Exchange, clients: Any, cohort: Cohort) -> list[_Part]:
+    if not exchange.groups:
+        return [_Part(exchange.local_update, clients, cohort.ids, cohort)]
+    n, parts = sum(len(group.members) for group in exchange.groups), []
+    for group, stack in zip(exchange.groups, clients, strict=True):
+        row = np.full(n + 1, len(group.members), np.int32)  # of each client in the stack; beyond its end for the others
+        row[list(group.members)] = np.arange(len(group.members))
+        rows = jnp.take(jnp.asarray(row), cohort.ids)
+        first = jnp.argsort(rows >= len(group.members), stable=True)[: len(group.members)]
+        some = tree.take(cohort, first)
+        rows = jnp.take(rows, first)
+        parts.append(_Part(group.local_update, stack, rows, only(some, rows < len(group.members), n)))
+    return parts
+
+
+def _one_after_the_other(stacks: list[Any]) -> Any:
+    return stacks[0] if len(stacks) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
 
 
 def compose(
@@ -191,7 +251,8 @@ def compose(
     """The algorithm whose round is these exchanges, one after the other.
 
     Args:
-        init_server: the server's state, given the initial model and the number of clients N.
+        init_server: the server's state, given the initial model (of each group, where there are several) and the number of
+            clients N.
         shared: the model that the server has for a client; None: it has none.
         own: the model that a client uses instead, given its state and the shared model.
         init_client: the state of ONE client, given the initial model.
@@ -220,7 +281,14 @@ def compose(
         return variables if inner_own is None else inner_own(client, variables)
 
     def init(variables: Variables, n: int) -> State:
-        return State(jnp.zeros((), jnp.int32), init_server(variables, n), tree.broadcast(init_client(variables), n))
+        if groups := exchanges[0].groups:
+            clients = tuple(
+                tree.broadcast(init_client(model), len(group.members))
+                for model, group in zip(variables, groups, strict=True)
+            )
+        else:
+            clients = tree.broadcast(init_client(variables), n)
+        return State(jnp.zeros((), jnp.int32), init_server(variables, n), clients)
 
     def round(state: State, cohort: Cohort, key: Key[Array, ""]) -> tuple[State, Report]:
         key = jax.random.fold_in(key, state.round)
@@ -253,24 +321,31 @@ def _traffic(exchanges: Sequence[Exchange], state: State, cohort: Cohort) -> Tra
     """
     clients, down, up = max(1, int(_participants(cohort))), 0, 0
     for exchange in exchanges:
-        number = jax.jit(lambda cohort, exchange=exchange: _participants(exchange.select(cohort)))(cohort)
 
-        def arguments(state: State, cohort: Cohort, exchange: Exchange = exchange) -> Any:
-            """Of one client's local update."""
-            cohort = exchange.select(cohort)
-            id, data = jax.tree.map(lambda leaf: leaf[0], (cohort.ids, cohort.data))
-            data = data._replace(round=state.round)
-            client = tree.take(state.clients, id)
-            return exchange.download(state.server, id), client, data, state.round, jax.random.key(0)
+        def parts(state: State, cohort: Cohort, exchange: Exchange = exchange) -> list[_Part]:
+            return _parts(exchange, state.clients, exchange.select(cohort))
 
-        shapes = jax.eval_shape(arguments, state, cohort)
-        closed, (upload, *_) = jax.make_jaxpr(exchange.local_update, return_shape=True)(*shapes)
-        program, n = closed.jaxpr, len(jax.tree.leaves(upload))
-        came = program.invars[: len(jax.tree.leaves(shapes[0]))]
-        read = {id(var) for equation in program.eqns for var in equation.invars} | set(map(id, program.outvars[n:]))
-        goes = {id(var): var for var in program.outvars[:n]}
-        down += int(number) * sum(_nbytes(var) for var in came if id(var) in read)
-        up += int(number) * sum(_nbytes(var) for key, var in goes.items() if key not in set(map(id, came)))
+        numbers = jax.jit(lambda state, cohort, parts=parts: [_participants(p.cohort) for p in parts(state, cohort)])
+        for i, number in enumerate(numbers(state, cohort)):
+
+            def arguments(
+                state: State, cohort: Cohort, exchange: Exchange = exchange, parts: Any = parts, i: int = i
+            ) -> Any:
+                """Of one client's local update."""
+                _, clients, rows, cohort = parts(state, cohort)[i]
+                id, row, data = jax.tree.map(lambda leaf: leaf[0], (cohort.ids, rows, cohort.data))
+                data, client = data._replace(round=state.round), tree.take(clients, row)
+                return exchange.download(state.server, id), client, data, state.round, jax.random.key(0)
+
+            local_update = exchange.groups[i].local_update if exchange.groups else exchange.local_update
+            shapes = jax.eval_shape(arguments, state, cohort)
+            closed, (upload, *_) = jax.make_jaxpr(local_update, return_shape=True)(*shapes)
+            program, n = closed.jaxpr, len(jax.tree.leaves(upload))
+            came = program.invars[: len(jax.tree.leaves(shapes[0]))]
+            read = {id(var) for equation in program.eqns for var in equation.invars} | set(map(id, program.outvars[n:]))
+            goes = {id(var): var for var in program.outvars[:n]}
+            down += int(number) * sum(_nbytes(var) for var in came if id(var) in read)
+            up += int(number) * sum(_nbytes(var) for key, var in goes.items() if key not in set(map(id, came)))
     return Traffic(down / clients, up / clients)
 
 

@@ -63,7 +63,7 @@ def candidates(
     everybody, where the method has one. shared: the model that travels, where clients use another and it differs from client
     to client (PRR-FL's deputies). tuned: the personal model after `tune_epochs` (0: training.epochs) more of local training
     at the round's learning rate; personal against tuned is 'before and after local training', whose difference is what a
-    communication takes away (retrogress).
+    communication takes away (retrogress). It isn't there where models have several architectures.
     """
     adapt = algorithm.adapt
 
@@ -78,7 +78,9 @@ def candidates(
         variables = personal(state, client, data)
         return local.train(training, tx, variables, data, key_client, epochs=tune_epochs or training.epochs)[0]
 
-    found = {"personal": Candidate(personal, trains=adapt is not None), "tuned": Candidate(tuned, trains=True)}
+    found = {"personal": Candidate(personal, trains=adapt is not None)}
+    if not training.groups:
+        found["tuned"] = Candidate(tuned, trains=True)
     global_model = algorithm.global_model
     if global_model is not None:
         found["global"] = Candidate(lambda state, client, data: global_model(state.server), shared=True)
@@ -96,6 +98,7 @@ class Evaluator:
         task, client_names: for the metrics and their keys.
         splits: split name ('train' among them, for models that tune themselves) -> the rows of each client.
         how: see `core.client_map`.
+        groups: where clients' models are of several architectures: the problem of each, and its members.
     """
 
     GROUP_BYTES = 256 * 2**20
@@ -110,11 +113,18 @@ class Evaluator:
         batch_size: int = 256,
         how: How = "auto",
         key: Key[Array, ""],
+        groups: Sequence[tuple[Problem, tuple[int, ...]]] = (),
     ) -> None:
         self._problem, self._task, self._names = problem, task, tuple(client_names)
         self._splits, self._how, self._key = dict(splits), how, key
         self._batch_size = min(batch_size, max(rows.n_max for rows in self._splits.values()))
         self._compiled: dict[Candidate, Callable[..., Any]] = {}
+        self._rows_of: dict[int, int] = {}  # of the clients' state, by a client's number, where it isn't that
+        self._groups: list[Evaluator] = []
+        for one, members in groups:
+            each = Evaluator(one, task, client_names, splits, batch_size=batch_size, how=how, key=key)
+            each._rows_of = {id: row for row, id in enumerate(members)}
+            self._groups.append(each)
 
     def __call__(
         self,
@@ -166,6 +176,13 @@ class Evaluator:
         known: Known | None = None,
     ) -> Iterator[Scores]:
         """The scores of each of these clients, which all have rows in the split; arguments as in `__call__`."""
+        if self._groups:
+            found = []
+            for each, clients in zip(self._groups, state.clients, strict=True):
+                mine = np.array([id for id in ids if int(id) in each._rows_of], np.int32)
+                found += each.scores(candidate, state._replace(clients=clients), split, mine, new_client, known)
+            yield from sorted(found, key=lambda scores: scores.id)
+            return
         rows = self._splits[split]
         state = state if new_client is None else state._replace(clients=tree.broadcast(new_client, 1))
         scorer = self._compiled.setdefault(
@@ -232,6 +249,8 @@ class Evaluator:
     def _client(self, new_client: Client | None, ids: Any) -> Array:
         """Which row of the clients' state each client has: its own, or the only one."""
         ids = np.asarray(ids, np.int32)
+        if self._rows_of:
+            ids = np.array([self._rows_of.get(int(id), 0) for id in ids.reshape(-1)], np.int32).reshape(ids.shape)
         return jnp.asarray(ids if new_client is None else np.zeros_like(ids))
 
     def _said(self, rows: Rows, id: int, logits: Any, known: Known | None) -> Scores:

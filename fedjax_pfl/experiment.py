@@ -45,8 +45,10 @@ def prepare(config: Any) -> Setup:
     """
     configuration.validate(config)
     federation, trainers = _hold_out(load_federation(config), config)
-    problem = configuration.build_problem(config, federation, trainers)
+    problem = configuration.build_problem(config, federation, trainers, next(iter(config.model.per_client), ""))
     training = configuration.build_training(config, problem, federation, trainers)
+    groups = configuration.build_groups(config, federation, trainers)
+    training = training._replace(groups=tuple(each for _, each in groups))
     algorithm = configuration.build_algorithm(config, training)
     resident = {"auto": "auto", "always": True, "never": False}[config.cohort.resident]
     pool = cohort.Pool(federation.x, federation.y, resident)
@@ -81,10 +83,13 @@ def prepare(config: Any) -> Setup:
             batch_size=config.eval.batch_size,
             how=config.client.map,
             key=key_eval,
+            groups=[(each, of.members) for each, of in groups],
         ),
         evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
         key_rounds,
-        lambda: algorithm.init(problem.init(key_init), trainers),
+        lambda: algorithm.init(
+            tuple(each.init(key_init) for each, _ in groups) if groups else problem.init(key_init), trainers
+        ),
     )
 
 

@@ -90,6 +90,8 @@ class Training(NamedTuple):
     init: Callable[[Key[Array, ""]], Variables] | None = (
         None  # a fresh model, for what clients begin with by themselves
     )
+    members: tuple[int, ...] = ()  # numbers of the clients, where it is the Training of one of several `groups`
+    groups: tuple["Training", ...] = ()  # one for each architecture, where clients' models have several
 
     def order(self, data: ClientData, key: Key[Array, ""]) -> Int[Array, " n_max"]:
         """The rows of one epoch: its batches are the first `count` of them."""

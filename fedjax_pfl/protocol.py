@@ -74,7 +74,7 @@ def summarise(
     return {
         "name": config.name or config.method,
         "method": config.method,
-        "model": config.model.name,
+        "model": "+".join(dict.fromkeys(config.model.per_client)) or config.model.name,
         **({"labels": notes} if (notes := getattr(setup.problem.model, "notes", "")) else {}),
         "seed": config.seed,
         **({"target": config.kd3a.target} if config.kd3a.target else {}),

@@ -2,23 +2,22 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
-from fedjax_pfl.core import Cohort, Report
+from fedjax_pfl.core import Cohort, Report, only
 
 
 def one(cohort: Cohort, id: int, n: int) -> Cohort:
     """A cohort of one row: the client `id` of n, or padding where it isn't there."""
     row = jnp.argmax(cohort.ids == id)[None]
     cohort = jax.tree.map(lambda leaf: jnp.take(leaf, row, axis=0), cohort)
-    return _only(cohort, cohort.ids == id, n)
+    return only(cohort, cohort.ids == id, n)
 
 
 def others(cohort: Cohort, id: int, n: int) -> Cohort:
     """The cohort without the client `id` of n: its row becomes padding. There are never more than n - 1 rows."""
     order = jnp.argsort((cohort.ids == id) | (cohort.ids >= n), stable=True)[: min(cohort.ids.shape[0], n - 1)]
     cohort = jax.tree.map(lambda leaf: jnp.take(leaf, order, axis=0), cohort)
-    return _only(cohort, cohort.ids != id, n)
+    return only(cohort, cohort.ids != id, n)
 
 
 def with_public(cohort: Cohort, id: int, n: int) -> Cohort:
@@ -26,13 +25,6 @@ def with_public(cohort: Cohort, id: int, n: int) -> Cohort:
     data = one(cohort, id, n).data._replace(validation=())
     public = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(cohort.ids), *leaf.shape[1:])), data)
     return cohort._replace(data=cohort.data._replace(public=public))
-
-
-def _only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
-    """The rows that aren't chosen as padding: number n, weight 0, no examples."""
-    ids = jnp.where(chosen, cohort.ids, n)
-    count = jnp.where(chosen, cohort.data.count, 0)
-    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count))
 
 
 def both(some: Report, rest: Report) -> Report:

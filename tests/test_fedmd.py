@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import toy
 from reference import fedmd
-from test_equivalence import check, model
+from test_equivalence import check, close, model, participants, solver
 
-from fedjax_pfl import algorithms, local
+from configs import fedmd_digits
+from fedjax_pfl import algorithms, experiment, local, train
+from fedjax_pfl import config as configuration
 from fedjax_pfl.algorithms.personal.fedmd import stratified
 from fedjax_pfl.errors import UserError
 
@@ -98,8 +100,90 @@ def test_when_no_upload_arrives_nobody_digests_an_old_consensus():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+def test_fedmd_with_two_architectures():
+    """With and without batch norm: each equals the loop of its own network, and all agree on the same logits."""
+    members = ((0, 2, 4, 6), (1, 3, 5))
+    groups = [
+        toy.training(toy.Net(batch_norm=norm))._replace(members=some)
+        for norm, some in zip((True, False), members, strict=True)
+    ]
+    algorithm = algorithms.build(
+        "fedmd", toy.training()._replace(groups=tuple(groups)), {**OPTIONS, "digest_batch_size": BATCH}
+    )
+    first = (toy.variables(), toy.variables(batch_norm=False))
+    models = [toy.flat(first[k in members[1]]) for k in range(toy.N)]
+    oracle = fedmd.fedmd(toy.flat(first[0]), toy.rows(), participants(), revisit, solver, public=PUBLIC,
+                         alignment=alignment, m=M, epochs=epochs, models=models)  # fmt: skip
+    states = list(toy.play(algorithm, algorithm.init(first, toy.N)))
+    for state, want in zip(map(jax.device_get, states), oracle, strict=True):
+        close({"Z": state.server.Z}, {"Z": want.server["Z"]}, "consensus")
+        for group, some in zip(state.clients, members, strict=True):
+            for row, k in enumerate(some):
+                client = toy.row(group, row)
+                close(model(client), want.clients[k], f"client {k}")
+                close(
+                    toy.flat(algorithm.client_model(state.server, client, jnp.int32(k))), want.clients[k], f"client {k}"
+                )
+    # more padding, all at once, and the clients in another order
+    together = algorithms.build(
+        "fedmd",
+        toy.training(how="vmap")._replace(groups=tuple(groups)),
+        {**OPTIONS, "digest_batch_size": BATCH},
+    )
+    cohort = toy.cohort((toy.PAD, 4, 3, 5, 2, toy.PAD), n_max=19)
+    other, report = toy.jit(together.round)(states[0], cohort, jax.random.key(toy.KEY))
+    for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    trained = dict(zip(map(int, report.ids), map(int, report.train.steps), strict=False))
+    assert {id for id, steps in trained.items() if steps} == {2, 3, 4, 5}
+    assert algorithm.traffic(states[0], cohort) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
+
+
+def test_a_run_with_two_architectures(tmp_path):
+    """Each hospital's scores are those of its own model; a run can be gone on with."""
+    config = fedmd_digits.get_config()
+    config.rounds = 3
+    config.client.optimizer = "sgd"
+    config.model.per_client = ("mlp", "cnn_niid", "mlp")  # the fourth gets an mlp as well
+    config.fedmd.pretrain_epochs = config.fedmd.private_epochs = 1
+    config.plots = config.tensorboard = False
+    train.run(config, tmp_path / "b", stop_at=1, quiet=True)
+    summaries = [train.run(config, tmp_path / name, quiet=True) for name in "ab"]
+    assert summaries[0]["last"] == summaries[1]["last"]
+    assert summaries[0]["model"] == "mlp+cnn_niid"
+    assert not any("/tuned/" in key for key in summaries[0]["last"])
+
+    setup = experiment.prepare(config)
+    state, everybody = setup.init(), np.arange(4)
+    found = list(setup.evaluator.scores(setup.candidates["personal"], state, "test", everybody))
+    assert [scores.id for scores in found] == [0, 1, 2, 3]
+    groups = configuration.build_groups(config, setup.federation, 4)
+    assert [each.members for _, each in groups] == [(0, 2, 3), (1,)]
+    for (problem, each), clients in zip(groups, state.clients, strict=True):
+        for row, id in enumerate(each.members):
+            x = setup.federation.x[setup.federation.test[id]]
+            logits = problem.predict(toy.row(clients, row).variables, x, jnp.float32(0), jax.random.key(0))
+            np.testing.assert_allclose(found[id].logits, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "fedavg"}, r"per_client: found several models, but 'fedavg' needs all clients' alike"),
+        ({"model.per_client": ("mlp", "cnn_nid")}, r"per_client: unknown name 'cnn_nid' \(did you mean 'cnn_niid'"),
+        ({"eval.held_out": 1}, r"eval\.held_out: found 1, expected 0 where config\.model\.per_client"),
+        ({"client.batch_norm": "local"}, r"client\.batch_norm: found 'local', expected 'aggregate' where"),
+        ({"model.per_client": ("mlp", "cnn_niid", "mlp", "mlp", "mlp")}, r"found 5 models for 4 clients"),
+    ],
+)
+def test_what_several_architectures_refuse(changes, message):
+    config = fedmd_digits.get_config()
+    config.model.per_client = ("mlp", "cnn_niid")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=r"^config\..*" + message.removeprefix("config.")):
+        experiment.prepare(config)
+
+
 def test_what_fedmd_refuses():
     with pytest.raises(UserError, match=r"^config\.fedmd\.public: unknown name 'c9'"):
         algorithms.build("fedmd", toy.training(), {"public": "c9"})
-    with pytest.raises(UserError, match=r"^config\.fedmd\.alignment: found 0, expected 1 or more"):
-        algorithms.build("fedmd", toy.training(), {"alignment": 0})

@@ -41,6 +41,7 @@ from fedjax_pfl.algorithms.personal.silobn import silobn
 from fedjax_pfl.algorithms.transfer.fedhealth import fedhealth
 from fedjax_pfl.algorithms.transfer.kd3a import kd3a
 from fedjax_pfl.core import Algorithm
+from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
@@ -87,10 +88,19 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
+ANY_MODELS = ("local", "fedmd")  # whose clients' models may be of several architectures
+
+
 def build(name: str, training: Training, options: Mapping[str, Any] | None = None) -> Algorithm:
     """The algorithm registered as `name`.
 
     Raises:
         UserError: an unknown name, or an option that does not fit the model.
     """
-    return registry.lookup(METHODS, name, "config.method")(training, **dict(options or {}))
+    factory = registry.lookup(METHODS, name, "config.method")
+    if training.groups and name not in ANY_MODELS:
+        raise UserError(
+            f"config.model.per_client: found several models, but '{name}' needs all clients' alike (these don't: "
+            f"{', '.join(ANY_MODELS)})"
+        )
+    return factory(training, **dict(options or {}))

@@ -24,11 +24,12 @@ def digested(w, x, Z, epochs, optimizer):
     return w
 
 
-def fedmd(model, data, rounds, batches, solver, *, public, alignment, m, epochs):
+def fedmd(model, data, rounds, batches, solver, *, public, alignment, m, epochs, models=None):
     """`alignment(t)`: rows of the public data; `epochs(t, k, part, count)`: batches of the 'pretrain' and 'private' epochs of a
-    first training, and of 'digest'; `batches(t, k)`: those of the revisit."""
+    first training, and of 'digest'; `batches(t, k)`: those of the revisit; `models`: each client's
+    initial one, where they aren't all `model`."""
     C = len(model["head.bias"])
-    w = [dict(model) for _ in data]
+    w = [dict(model) for _ in data] if models is None else models
     began, optimizers = set(), [(solver(0), solver(0)) for _ in data]
     D_x, D_y = data[public]
     for t, participants in enumerate(rounds):

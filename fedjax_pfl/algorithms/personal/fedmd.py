@@ -1,16 +1,19 @@
 """FedMD, federated learning by model distillation. Li, Wang, arXiv 1910.03581, Algorithm 1."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fedjax_pfl import aggregate, local, prototypes, roles
-from fedjax_pfl.core import Algorithm, ClientData, Exchange, Round, Variables, compose
+from fedjax_pfl import aggregate, local, roles
+from fedjax_pfl.core import Algorithm, ClientData, Exchange, Group, Round, Variables, compose
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.local import Batch, Training
+
+LocalUpdate = Callable[..., Any]
 
 
 class Server(NamedTuple):
@@ -61,9 +64,10 @@ def fedmd(
         digest:  |f(x) - Z|, mean over examples of A and classes, for `digest_epochs`
         revisit: its own data, for config.client.epochs
 
-    The public data are those of one client, which takes part with them as its own; in a round without it nobody digests. All
-    clients have the one architecture here. Fixed numbers of epochs stand for the released code's early stopping, and
-    config.client.weight_decay for its penalty of the last layer. Images of A aren't augmented.
+    Clients' models may be of several architectures (`config.model.per_client`), as only logits travel. The public data are
+    those of one client, which takes part with them as its own; in a round without it nobody digests. Fixed numbers of epochs
+    stand for the released code's early stopping, and config.client.weight_decay for its penalty of the last layer. Images of
+    A aren't augmented.
 
     Args:
         public: name of the client whose examples are public; '': the first.
@@ -79,11 +83,7 @@ def fedmd(
         raise UserError("config.method: 'fedmd' needs one label an example, and no label-mask model")
     if public not in ("", *training.clients):
         raise UserError(f"config.fedmd.public: unknown name '{public}'{nearest(public, training.clients)}")
-    for name, value in (("alignment", alignment), ("digest_batch_size", digest_batch_size)):
-        if value < 1:
-            raise UserError(f"config.fedmd.{name}: found {value}, expected 1 or more")
     N, s, C = len(training.clients), training.clients.index(public) if public else 0, network.classes
-    on_public = training._replace(batch_size=digest_batch_size, sampler="instance", drop_last=False)
 
     def alignment_set(round: Round, data: ClientData) -> ClientData:
         """The alignment set of a round: the same for all clients, so drawn by the config's seed alone."""
@@ -94,59 +94,73 @@ def fedmd(
         count = jnp.minimum(D_0.count, alignment)
         return D_0._replace(id=data.id, count=count, x=jnp.take(D_0.x, rows, axis=0), y=jnp.take(D_0.y, rows, axis=0))
 
-    def logits(variables: Variables, A: ClientData, key: Key[Array, ""]) -> Float[Array, "m C"]:
-        size = min(digest_batch_size, alignment)
-        x = jnp.concatenate([A.x, jnp.zeros((-alignment % size, *A.x.shape[1:]), A.x.dtype)])
-        x = x.reshape(-1, size, *A.x.shape[1:])
-        Z = jax.lax.map(lambda x: network.evaluate(variables, network.plain(x, A.noise, key))[1], x)
-        real = jnp.arange(alignment, dtype=A.count.dtype) < A.count
-        return jnp.where(real[:, None], Z.reshape(-1, C)[:alignment], 0)
+    def at_a_client(training: Training) -> tuple[LocalUpdate, LocalUpdate]:
+        """Before and after the consensus, with a model of this architecture."""
+        network = training.network
+        assert network is not None
+        on_public = training._replace(batch_size=digest_batch_size, sampler="instance", drop_last=False)
 
-    def communicate(download: Server, client: Client, data, round, key):
-        if data.y.ndim != 1:
-            raise UserError("config.method: 'fedmd' needs one label an example, found several or masks")
-        tx, keys = training.optimizer(training.lr(round)), jax.random.split(key, 3)
-        new = ~client.began & (data.public.count > 0)
-        pretrain: Any = jnp.where(new, pretrain_epochs, 0)
-        private: Any = jnp.where(new, private_epochs, 0)
-        w, _ = local.train(on_public, tx, client.variables, data.public, keys[0], epochs=pretrain)
-        w, metrics = local.train(training, tx, w, data, keys[1], epochs=private)
-        Z = logits(w, alignment_set(round, data), keys[2])
-        return Upload(Z), client._replace(variables=w, began=client.began | new), metrics
+        def logits(variables: Variables, A: ClientData, key: Key[Array, ""]) -> Float[Array, "m C"]:
+            size = min(digest_batch_size, alignment)
+            x = jnp.concatenate([A.x, jnp.zeros((-alignment % size, *A.x.shape[1:]), A.x.dtype)])
+            x = x.reshape(-1, size, *A.x.shape[1:])
+            Z = jax.lax.map(lambda x: network.evaluate(variables, network.plain(x, A.noise, key))[1], x)
+            real = jnp.arange(alignment, dtype=A.count.dtype) < A.count
+            return jnp.where(real[:, None], Z.reshape(-1, C)[:alignment], 0)
+
+        def communicate(download: Server, client: Client, data, round, key):
+            if data.y.ndim != 1:
+                raise UserError("config.method: 'fedmd' needs one label an example, found several or masks")
+            tx, keys = training.optimizer(training.lr(round)), jax.random.split(key, 3)
+            new = ~client.began & (data.public.count > 0)
+            pretrain: Any = jnp.where(new, pretrain_epochs, 0)
+            private: Any = jnp.where(new, private_epochs, 0)
+            w, _ = local.train(on_public, tx, client.variables, data.public, keys[0], epochs=pretrain)
+            w, metrics = local.train(training, tx, w, data, keys[1], epochs=private)
+            Z = logits(w, alignment_set(round, data), keys[2])
+            return Upload(Z), client._replace(variables=w, began=client.began | new), metrics
+
+        def local_update(download: Server, client: Client, data, round, key):
+            tx, keys = training.optimizer(training.lr(round)), jax.random.split(key)
+            A = alignment_set(round, data)._replace(y=download.Z)
+
+            def mean_absolute_error(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
+                key_inputs, key_network = jax.random.split(key)
+                x = network.plain(batch.x, batch.noise, key_inputs)
+                _, z, changed = network.train(variables, x, batch.mask, key_network)
+                return network.over_batch(jnp.mean(jnp.abs(z - batch.y), -1), batch.mask), changed
+
+            # of old, where no upload of this round has arrived
+            epochs: Any = jnp.where(download.of == round, digest_epochs, 0)
+            w, digest, _ = local.train_on(
+                on_public, tx, client.variables, client.digest, A, keys[0], loss=mean_absolute_error, epochs=epochs
+            )
+            w, revisit, metrics = local.train_on(training, tx, w, client.revisit, data, keys[1])
+            return (), Client(w, digest, revisit, client.began), metrics
+
+        return communicate, local_update
 
     def consensus(server: Server, uploads: Upload, cohort, round):
         return Server(aggregate.mean(uploads.Z, cohort, "uniform"), round)
-
-    def local_update(download: Server, client: Client, data, round, key):
-        tx, keys = training.optimizer(training.lr(round)), jax.random.split(key)
-        A = alignment_set(round, data)._replace(y=download.Z)
-
-        def mean_absolute_error(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Any]:
-            key_inputs, key_network = jax.random.split(key)
-            x = network.plain(batch.x, batch.noise, key_inputs)
-            _, z, changed = network.train(variables, x, batch.mask, key_network)
-            return network.over_batch(jnp.mean(jnp.abs(z - batch.y), -1), batch.mask), changed
-
-        # of old, where no upload of this round has arrived
-        epochs: Any = jnp.where(download.of == round, digest_epochs, 0)
-        w, digest, _ = local.train_on(
-            on_public, tx, client.variables, client.digest, A, keys[0], loss=mean_absolute_error, epochs=epochs
-        )
-        w, revisit, metrics = local.train_on(training, tx, w, client.revisit, data, keys[1])
-        return (), Client(w, digest, revisit, client.began), metrics
 
     def init_client(variables: Variables) -> Client:
         opt_state = training.optimizer(training.lr(jnp.zeros((), jnp.int32))).init(variables["params"])
         return Client(variables, opt_state, jax.tree.map(jnp.copy, opt_state), jnp.asarray(False))
 
     def init_server(variables: Variables, n: int) -> Server:
-        dtype = prototypes.width(variables, training.layers)[1]
+        dtype = jax.tree.leaves(variables)[0].dtype
         return Server(jnp.zeros((alignment, C), dtype), jnp.full((), -1, jnp.int32))
 
+    clients = [at_a_client(each) for each in training.groups or (training,)]
+    before, after = (
+        tuple(Group(each.members, update) for each, update in zip(training.groups, updates, strict=False))
+        for updates in zip(*clients, strict=True)
+    )
+    communicate, local_update = clients[0]
     select = functools.partial(roles.with_public, id=s, n=N)
     return compose(
-        Exchange(lambda server, id: server, communicate, consensus, select),
-        Exchange(lambda server, id: server, local_update, lambda server, uploads, cohort, round: server, select),
+        Exchange(lambda server, id: server, communicate, consensus, select, before),
+        Exchange(lambda server, id: server, local_update, lambda server, uploads, cohort, round: server, select, after),
         init_server=init_server,
         init_client=init_client,
         shared=None,
