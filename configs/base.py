@@ -243,7 +243,7 @@ def get_config() -> ConfigDict:
     # Model and loss -----------------------------------------------------------------------------------------------
     config.model = dict(
         name="mlp",  # a name in fedjax_pfl.models.MODELS
-        per_client=(),  # or several, which the clients get in turn: ("mlp", "cnn_niid"); for fedmd and local
+        per_client=(),  # the clients' own, given out in turn, such as ("mlp", "cnn_niid"); for local, fml and fedmd
         weights="",  # PyTorch weights to start from (.pth, .safetensors, .npz)
         new_head=False,  # take all but the classifier from them
         mlp=dict(

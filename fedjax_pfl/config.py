@@ -353,15 +353,15 @@ def build_training(config: Any, problem: Problem, federation: Federation, traine
 
 
 def build_groups(config: Any, federation: Federation, trainers: int) -> list[tuple[Problem, Training]]:
-    """Where config.model.per_client names several models: the problem of each, and how its clients train.
+    """Where config.model.per_client names models: the problem of each, and how its clients train.
 
     Raises:
         UserError: one of them isn't for single labels, or an option can't be had with several.
     """
     names = list(dict.fromkeys(config.model.per_client))
-    if len(names) < 2:
+    if not names:
         return []
-    no = "expected {} where config.model.per_client names several models"
+    no = "expected {} with config.model.per_client"
     for field, found, expected in (
         ("model.weights", config.model.weights, ""),
         ("client.batch_norm", config.client.batch_norm, "aggregate"),

@@ -251,8 +251,8 @@ def compose(
     """The algorithm whose round is these exchanges, one after the other.
 
     Args:
-        init_server: the server's state, given the initial model (of each group, where there are several) and the number of
-            clients N.
+        init_server: the server's state, given the initial model (of the server's architecture, where there are several) and
+            the number of clients N.
         shared: the model that the server has for a client; None: it has none.
         own: the model that a client uses instead, given its state and the shared model.
         init_client: the state of ONE client, given the initial model.
@@ -281,10 +281,11 @@ def compose(
         return variables if inner_own is None else inner_own(client, variables)
 
     def init(variables: Variables, n: int) -> State:
-        if groups := exchanges[0].groups:
+        if groups := exchanges[0].groups:  # then these are the server's initial model, and that of each group
+            variables, *models = variables
             clients = tuple(
                 tree.broadcast(init_client(model), len(group.members))
-                for model, group in zip(variables, groups, strict=True)
+                for model, group in zip(models, groups, strict=True)
             )
         else:
             clients = tree.broadcast(init_client(variables), n)

@@ -176,7 +176,7 @@ class Evaluator:
         known: Known | None = None,
     ) -> Iterator[Scores]:
         """The scores of each of these clients, which all have rows in the split; arguments as in `__call__`."""
-        if self._groups:
+        if self._groups and not candidate.shared:  # what all share is of the server's architecture
             found = []
             for each, clients in zip(self._groups, state.clients, strict=True):
                 mine = np.array([id for id in ids if int(id) in each._rows_of], np.int32)

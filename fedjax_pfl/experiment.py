@@ -45,7 +45,7 @@ def prepare(config: Any) -> Setup:
     """
     configuration.validate(config)
     federation, trainers = _hold_out(load_federation(config), config)
-    problem = configuration.build_problem(config, federation, trainers, next(iter(config.model.per_client), ""))
+    problem = configuration.build_problem(config, federation, trainers)
     training = configuration.build_training(config, problem, federation, trainers)
     groups = configuration.build_groups(config, federation, trainers)
     training = training._replace(groups=tuple(each for _, each in groups))
@@ -88,7 +88,10 @@ def prepare(config: Any) -> Setup:
         evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
         key_rounds,
         lambda: algorithm.init(
-            tuple(each.init(key_init) for each, _ in groups) if groups else problem.init(key_init), trainers
+            tuple(each.init(key_init) for each in (problem, *(each for each, _ in groups)))
+            if groups
+            else problem.init(key_init),
+            trainers,
         ),
     )
 

@@ -289,6 +289,29 @@ def test_fml(settings):
     check("fml", settings, oracle, model, private)
 
 
+def test_fml_with_private_models_of_two_architectures():
+    """The meme has batch norm, the private models of some clients haven't."""
+    members = ((1, 2, 5, 6), (0, 3, 4))
+    groups = [
+        toy.training(toy.Net(batch_norm=norm))._replace(members=some)
+        for norm, some in zip((True, False), members, strict=True)
+    ]
+    algorithm = algorithms.build("fml", toy.training()._replace(groups=tuple(groups)), {"alpha": 0.3, "beta": 0.6})
+    first = (toy.variables(), toy.variables(), toy.variables(batch_norm=False))
+    models = [toy.flat(first[1 + (k in members[1])]) for k in range(toy.N)]
+
+    def batches(t: int, k: int) -> list[list[np.ndarray]]:
+        return toy.batches(toy.COUNTS[k], t, k)
+
+    oracle = fml.fml(toy.flat(first[0]), toy.rows(), participants(), batches, solver, 0.3, 0.6, models=models)
+    states = toy.play(algorithm, algorithm.init(first, toy.N))
+    for t, (state, want) in enumerate(zip(map(jax.device_get, states), oracle, strict=True)):
+        close(model(state.server), want.server, f"round {t}, meme")
+        for stack, some in zip(state.clients, members, strict=True):
+            for row, k in enumerate(some):
+                close(private(toy.row(stack, row)), want.clients[k], f"round {t}, client {k}")
+
+
 @pytest.mark.parametrize(("weighting", "drop_last"), [("uniform", False), ("examples", True)])
 def test_fedproto(weighting, drop_last):
     settings = {"lam": 0.7, "weighting": weighting}

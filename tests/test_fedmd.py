@@ -12,7 +12,7 @@ from reference import fedmd
 from test_equivalence import check, close, model, participants, solver
 
 from configs import fedmd_digits
-from fedjax_pfl import algorithms, experiment, local, train
+from fedjax_pfl import algorithms, cohort, core, experiment, local, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.algorithms.personal.fedmd import stratified
 from fedjax_pfl.errors import UserError
@@ -110,8 +110,12 @@ def test_fedmd_with_two_architectures():
     algorithm = algorithms.build(
         "fedmd", toy.training()._replace(groups=tuple(groups)), {**OPTIONS, "digest_batch_size": BATCH}
     )
-    first = (toy.variables(), toy.variables(batch_norm=False))
-    models = [toy.flat(first[k in members[1]]) for k in range(toy.N)]
+    first = (
+        toy.variables(),
+        toy.variables(),
+        toy.variables(batch_norm=False),
+    )  # the server's, which this method has not
+    models = [toy.flat(first[1 + (k in members[1])]) for k in range(toy.N)]
     oracle = fedmd.fedmd(toy.flat(first[0]), toy.rows(), participants(), revisit, solver, public=PUBLIC,
                          alignment=alignment, m=M, epochs=epochs, models=models)  # fmt: skip
     states = list(toy.play(algorithm, algorithm.init(first, toy.N)))
@@ -130,13 +134,13 @@ def test_fedmd_with_two_architectures():
         toy.training(how="vmap")._replace(groups=tuple(groups)),
         {**OPTIONS, "digest_batch_size": BATCH},
     )
-    cohort = toy.cohort((toy.PAD, 4, 3, 5, 2, toy.PAD), n_max=19)
-    other, report = toy.jit(together.round)(states[0], cohort, jax.random.key(toy.KEY))
+    some = toy.cohort((toy.PAD, 4, 3, 5, 2, toy.PAD), n_max=19)
+    other, report = toy.jit(together.round)(states[0], some, jax.random.key(toy.KEY))
     for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
     trained = dict(zip(map(int, report.ids), map(int, report.train.steps), strict=False))
     assert {id for id, steps in trained.items() if steps} == {2, 3, 4, 5}
-    assert algorithm.traffic(states[0], cohort) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
+    assert algorithm.traffic(states[0], some) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
 
 
 def test_a_run_with_two_architectures(tmp_path):
@@ -154,7 +158,8 @@ def test_a_run_with_two_architectures(tmp_path):
     assert not any("/tuned/" in key for key in summaries[0]["last"])
 
     setup = experiment.prepare(config)
-    state, everybody = setup.init(), np.arange(4)
+    some = cohort.assemble(setup.rows, *setup.sampler(0))
+    state, everybody = core.jit_round(setup.algorithm)(setup.init(), some, setup.key)[0], np.arange(4)
     found = list(setup.evaluator.scores(setup.candidates["personal"], state, "test", everybody))
     assert [scores.id for scores in found] == [0, 1, 2, 3]
     groups = configuration.build_groups(config, setup.federation, 4)
@@ -169,10 +174,13 @@ def test_a_run_with_two_architectures(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "fedavg"}, r"per_client: found several models, but 'fedavg' needs all clients' alike"),
+        (
+            {"method": "fedavg"},
+            r"per_client: found models, but all clients of 'fedavg' have that of config\.model\.name",
+        ),
         ({"model.per_client": ("mlp", "cnn_nid")}, r"per_client: unknown name 'cnn_nid' \(did you mean 'cnn_niid'"),
-        ({"eval.held_out": 1}, r"eval\.held_out: found 1, expected 0 where config\.model\.per_client"),
-        ({"client.batch_norm": "local"}, r"client\.batch_norm: found 'local', expected 'aggregate' where"),
+        ({"eval.held_out": 1}, r"eval\.held_out: found 1, expected 0 with config\.model\.per_client"),
+        ({"client.batch_norm": "local"}, r"client\.batch_norm: found 'local', expected 'aggregate' with"),
         ({"model.per_client": ("mlp", "cnn_niid", "mlp", "mlp", "mlp")}, r"found 5 models for 4 clients"),
     ],
 )

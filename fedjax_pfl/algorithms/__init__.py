@@ -88,7 +88,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
-ANY_MODELS = ("local", "fedmd")  # whose clients' models may be of several architectures
+ANY_MODELS = ("local", "fml", "fedmd")  # whose clients' models may be of several architectures
 
 
 def build(name: str, training: Training, options: Mapping[str, Any] | None = None) -> Algorithm:
@@ -100,7 +100,7 @@ def build(name: str, training: Training, options: Mapping[str, Any] | None = Non
     factory = registry.lookup(METHODS, name, "config.method")
     if training.groups and name not in ANY_MODELS:
         raise UserError(
-            f"config.model.per_client: found several models, but '{name}' needs all clients' alike (these don't: "
+            f"config.model.per_client: found models, but all clients of '{name}' have that of config.model.name (not so: "
             f"{', '.join(ANY_MODELS)})"
         )
     return factory(training, **dict(options or {}))

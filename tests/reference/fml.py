@@ -5,11 +5,11 @@ import numpy as np
 from .network import Round, backward, cross_entropy, forward, log_softmax, parameters, weighted_mean
 
 
-def fml(model, data, rounds, batches, solver, alpha, beta, temperature=1.0, weighting="uniform"):
-    """A client holds its private model, and its optimiser's momentum as 'momentum.<name>'."""
+def fml(model, data, rounds, batches, solver, alpha, beta, temperature=1.0, weighting="uniform", models=None):
+    """A client holds its private model, and its optimiser's momentum as 'momentum.<name>'; `models`: the initial ones."""
     w = dict(model)
-    v = [dict(model) for _ in data]
-    momentum = [{name: np.zeros_like(value) for name, value in parameters(model).items()} for _ in data]
+    v = [dict(model) for _ in data] if models is None else models
+    momentum = [{name: np.zeros_like(value) for name, value in parameters(each).items()} for each in v]
 
     def softened(z):
         return np.exp(log_softmax(z / temperature))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from fedjax_pfl import aggregate, local, losses, tree
-from fedjax_pfl.core import Algorithm, Exchange, Model, Variables, compose
+from fedjax_pfl.core import Algorithm, Exchange, Group, Model, Variables, compose
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.local import Batch, Training
+from fedjax_pfl.local import Batch, Network, Training
 
 
 class Client(NamedTuple):
@@ -32,7 +32,7 @@ def fml(
 
     Both losses come from one forward pass of each, and teachers are constants. The meme's optimiser is new in each round.
     alpha = beta = 1/2 is, but for a factor 2, deep mutual learning (arXiv 1706.00384) with steps taken at the same time.
-    The private model may be of any architecture in the paper; here it is of the meme's.
+    Private models may be of other architectures than the meme (`config.model.per_client`), and all see its inputs.
 
     Not reproduced from the released code: its script has the exchange commented out, and its server adds the uploads'
     batch-norm statistics to the old ones.
@@ -50,10 +50,10 @@ def fml(
         raise UserError("config.method: 'fml' needs one label an example or masks, and no label-mask model")
     kl = jax.vmap(partial(losses.distillation, temperature=temperature))
 
-    def loss(variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Any]:
+    def loss(of_v: Network, variables: Variables, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Any]:
         key_inputs, key_v, key_w, key_loss = jax.random.split(key, 4)
         x, y = network.inputs(batch, key_inputs)  # the same images for both
-        _, z_v, changed_v = network.train(tree.member(variables, "private"), x, batch.mask, key_v)
+        _, z_v, changed_v = of_v.train(tree.member(variables, "private"), x, batch.mask, key_v)
         _, z_w, changed_w = network.train(tree.member(variables, "meme"), x, batch.mask, key_w)
 
         def mutual(share: float, z: Array, teacher: Array) -> Array:
@@ -64,13 +64,15 @@ def fml(
         # The gradient is of both; what is logged is the loss of the model that the client uses.
         return L_v + L_w - jax.lax.stop_gradient(L_w), tree.together(private=changed_v, meme=changed_w)
 
-    def local_update(download, client, data, round, key):
+    def local_update(of_v, download, client, data, round, key):
         if data.y.ndim == 2:
             raise UserError("config.method: 'fml' needs one label an example or masks, found several labels")
         one = training.optimizer(training.lr(round))
         opt_state = {"private": client.opt_state, "meme": one.init(download.variables["params"])}
         both = tree.together(private=client.variables, meme=download.variables)
-        both, opt_state, metrics = local.train_on(training, local.each(one), both, opt_state, data, key, loss=loss)
+        both, opt_state, metrics = local.train_on(
+            training, local.each(one), both, opt_state, data, key, loss=partial(loss, of_v)
+        )
         return Model(tree.member(both, "meme")), Client(tree.member(both, "private"), opt_state["private"]), metrics
 
     def init_client(variables: Variables) -> Client:
@@ -79,8 +81,9 @@ def fml(
     return compose(
         Exchange(
             lambda server, id: server,
-            local_update,
+            partial(local_update, network),
             lambda server, uploads, cohort, round: Model(aggregate.mean(uploads.variables, cohort, weighting)),
+            groups=tuple(Group(each.members, partial(local_update, each.network)) for each in training.groups),
         ),
         init_server=lambda variables, n: Model(variables),
         init_client=init_client,
