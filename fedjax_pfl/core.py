@@ -4,8 +4,6 @@ An algorithm is one or more `Exchange`s: what a client downloads, how ONE client
 maps the client's side over the cohort and `compose` makes the `Algorithm` that training, evaluation and checkpoints see.
 """
 
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,13 +85,6 @@ class State(NamedTuple):
     clients: Client  # leaves [N, ...]; () where clients keep nothing
 
 
-class Traffic(NamedTuple):
-    """Bytes of the messages of one round, for each client of the cohort on average."""
-
-    down: float  # from the server
-    up: float
-
-
 class Algorithm(NamedTuple):
     """All that launch, train, evaluate and checkpoint see of a method."""
 
@@ -107,8 +98,8 @@ class Algorithm(NamedTuple):
     describe: Callable[[Server], dict[str, Array]] = lambda server: {}  # numbers of each client to log, {name: [N]}
     adapt: Callable[[Variables, "ClientData", Key[Array, ""]], Variables] | None = None
     """What a client makes of its model when it is to be used, from its training examples (Per-FedAvg); None: nothing."""
-    traffic: Callable[[State, Cohort], Traffic] = lambda state, cohort: Traffic(0.0, 0.0)
-    """Of a round with such a cohort, as its exchanges stand: also where a method pauses some of them in some rounds."""
+    exchanges: "tuple[Exchange, ...]" = ()
+    traffic: Callable[[State, Cohort], Any] | None = None  # see `traffic.of`, where the exchanges alone don't say it
 
 
 class Model(NamedTuple):
@@ -138,9 +129,7 @@ class Exchange(NamedTuple):
     local_update: Callable[[Download, Client, ClientData, Round, Key[Array, ""]], tuple[Upload, Client, Metrics]]
     aggregate: Callable[[Server, Upload, Cohort, Round], Server]
     select: Callable[[Cohort], Cohort] = lambda cohort: cohort
-    groups: tuple[
-        Group, ...
-    ] = ()  # all clients, where architectures differ: their `local_update`s instead of the one above
+    groups: tuple[Group, ...] = ()  # all clients, where architectures differ; each group's `local_update` then counts
 
 
 def only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
@@ -174,9 +163,9 @@ def run(
     Each client's key comes from its id, so neither the order of the cohort nor its padding changes anything. The server
     sees zeros in place of an upload that is lost, whatever it held; when all are lost it stays as it was.
     """
-    parts = _parts(exchange, state.clients, exchange.select(cohort))
+    parts = parts_of(exchange, state.clients, exchange.select(cohort))
 
-    def train(part: "_Part") -> tuple[Upload, Client, Metrics, Bool[Array, " K"]]:
+    def train(part: "Part") -> tuple[Upload, Client, Metrics, Bool[Array, " K"]]:
         def one_client(
             client: Client, data: ClientData, arrives: Bool[Array, ""]
         ) -> tuple[Upload, Client, Metrics, Bool[Array, ""]]:
@@ -206,7 +195,7 @@ def run(
     return state, Report(cohort.ids, metrics, finite, tree.all_finite(server))
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Clients of a cohort that train alike: all of them, or those of one group."""
 
     local_update: Callable[..., tuple[Upload, Client, Metrics]]
@@ -215,9 +204,10 @@ class _Part(NamedTuple):
     cohort: Cohort
 
 
-def _parts(exchange: Exchange, clients: Any, cohort: Cohort) -> list[_Part]:
+def parts_of(exchange: Exchange, clients: Any, cohort: Cohort) -> list[Part]:
+    """The clients of a cohort by group; `clients` as in `State`."""
     if not exchange.groups:
-        return [_Part(exchange.local_update, clients, cohort.ids, cohort)]
+        return [Part(exchange.local_update, clients, cohort.ids, cohort)]
     n, parts = sum(len(group.members) for group in exchange.groups), []
     for group, stack in zip(exchange.groups, clients, strict=True):
         row = np.full(n + 1, len(group.members), np.int32)  # of each client in the stack; beyond its end for the others
@@ -226,7 +216,7 @@ def _parts(exchange: Exchange, clients: Any, cohort: Cohort) -> list[_Part]:
         first = jnp.argsort(rows >= len(group.members), stable=True)[: len(group.members)]
         some = tree.take(cohort, first)
         rows = jnp.take(rows, first)
-        parts.append(_Part(group.local_update, stack, rows, only(some, rows < len(group.members), n)))
+        parts.append(Part(group.local_update, stack, rows, only(some, rows < len(group.members), n)))
     return parts
 
 
@@ -307,55 +297,13 @@ def compose(
         None if own is None or shared is None else shared_model,
         validates or observe is not None,
         describe,
-        traffic=functools.partial(_traffic, exchanges),
+        exchanges=exchanges,
     )
 
 
 def jit_round(algorithm: Algorithm) -> Any:
     """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one."""
     return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options())
-
-
-def _traffic(exchanges: Sequence[Exchange], state: State, cohort: Cohort) -> Traffic:
-    """Counted where local training is traced, not run: a part of a download that nothing reads doesn't travel, nor a part of
-    an upload that is the download's own, such as what `keep` names.
-    """
-    clients, down, up = max(1, int(_participants(cohort))), 0, 0
-    for exchange in exchanges:
-
-        def parts(state: State, cohort: Cohort, exchange: Exchange = exchange) -> list[_Part]:
-            return _parts(exchange, state.clients, exchange.select(cohort))
-
-        numbers = jax.jit(lambda state, cohort, parts=parts: [_participants(p.cohort) for p in parts(state, cohort)])
-        for i, number in enumerate(numbers(state, cohort)):
-
-            def arguments(
-                state: State, cohort: Cohort, exchange: Exchange = exchange, parts: Any = parts, i: int = i
-            ) -> Any:
-                """Of one client's local update."""
-                _, clients, rows, cohort = parts(state, cohort)[i]
-                id, row, data = jax.tree.map(lambda leaf: leaf[0], (cohort.ids, rows, cohort.data))
-                data, client = data._replace(round=state.round), tree.take(clients, row)
-                return exchange.download(state.server, id), client, data, state.round, jax.random.key(0)
-
-            local_update = exchange.groups[i].local_update if exchange.groups else exchange.local_update
-            shapes = jax.eval_shape(arguments, state, cohort)
-            closed, (upload, *_) = jax.make_jaxpr(local_update, return_shape=True)(*shapes)
-            program, n = closed.jaxpr, len(jax.tree.leaves(upload))
-            came = program.invars[: len(jax.tree.leaves(shapes[0]))]
-            read = {id(var) for equation in program.eqns for var in equation.invars} | set(map(id, program.outvars[n:]))
-            goes = {id(var): var for var in program.outvars[:n]}
-            down += int(number) * sum(_nbytes(var) for var in came if id(var) in read)
-            up += int(number) * sum(_nbytes(var) for key, var in goes.items() if key not in set(map(id, came)))
-    return Traffic(down / clients, up / clients)
-
-
-def _participants(cohort: Cohort) -> Int[Array, ""]:
-    return jnp.sum(cohort.data.count > 0)
-
-
-def _nbytes(var: Any) -> int:
-    return math.prod(var.aval.shape) * var.aval.dtype.itemsize
 
 
 class Kept(NamedTuple):

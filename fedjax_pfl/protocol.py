@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, tree
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, traffic, tree
 from fedjax_pfl.core import State
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.experiment import Setup, prepare
@@ -97,7 +97,7 @@ def summarise(
 def _communication(setup: Setup, state: State) -> dict[str, float]:
     """Bytes that a client gets and sends in a round, on average over the first cohort."""
     some = cohort.assemble(setup.rows, *setup.sampler(0), validation=setup.validation)
-    return setup.algorithm.traffic(state, some)._asdict()
+    return traffic.of(setup.algorithm, state, some)._asdict()
 
 
 def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from fedjax_pfl import aggregate, algorithms, core
+from fedjax_pfl import aggregate, algorithms, core, traffic
 from fedjax_pfl.core import Exchange, Metrics, Model, compose
 
 METRICS = Metrics(jnp.float64(1.0), jnp.int32(1), jnp.int32(1), jnp.float64(1.0))
@@ -197,7 +197,7 @@ def test_traffic(method, down, up):
     algorithm = algorithms.build(method, toy.training())
     state = algorithm.init(toy.variables(), toy.N)
     ids = (0, 1, 3) if method == "power_of_choice" else (0, 1, 3, toy.PAD)
-    assert algorithm.traffic(state, toy.cohort(ids, lost=(1,))) == pytest.approx((down, up))
+    assert traffic.of(algorithm, state, toy.cohort(ids, lost=(1,))) == pytest.approx((down, up))
 
 
 def test_traffic_of_a_download_that_nobody_reads():
@@ -208,4 +208,4 @@ def test_traffic_of_a_download_that_nobody_reads():
     exchange = Exchange(lambda server, id: server, local_update, lambda server, uploads, cohort, round: server)
     algorithm = compose(exchange, init_server=lambda variables, n: Model(variables))
     state = algorithm.init({"a": jnp.zeros(3), "b": jnp.zeros(100)}, toy.N)
-    assert algorithm.traffic(state, toy.cohort((0, 1))) == (24, 24)
+    assert traffic.of(algorithm, state, toy.cohort((0, 1))) == (24, 24)

@@ -12,7 +12,7 @@ from reference import fedmd
 from test_equivalence import check, close, model, participants, solver
 
 from configs import fedmd_digits
-from fedjax_pfl import algorithms, cohort, core, experiment, local, train
+from fedjax_pfl import algorithms, cohort, core, experiment, local, traffic, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.algorithms.personal.fedmd import stratified
 from fedjax_pfl.errors import UserError
@@ -140,7 +140,7 @@ def test_fedmd_with_two_architectures():
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
     trained = dict(zip(map(int, report.ids), map(int, report.train.steps), strict=False))
     assert {id for id, steps in trained.items() if steps} == {2, 3, 4, 5}
-    assert algorithm.traffic(states[0], some) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
+    assert traffic.of(algorithm, states[0], some) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
 
 
 def test_a_run_with_two_architectures(tmp_path):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_pfl.algorithms.optimisation import fedavg
-from fedjax_pfl.core import Algorithm, ClientData, Cohort, Model, Traffic, compose
+from fedjax_pfl.core import Algorithm, ClientData, Cohort, Model, compose
 from fedjax_pfl.local import Training
+from fedjax_pfl.traffic import Traffic
 
 
 def pool(cohort: Cohort) -> Cohort:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from fedjax_pfl import tree
+from fedjax_pfl import traffic, tree
 from fedjax_pfl.algorithms.optimisation.fedavg import fedavg
-from fedjax_pfl.core import Algorithm, Client, ClientData, Cohort, Report, State, Traffic, Variables, client_map
+from fedjax_pfl.core import Algorithm, Client, ClientData, Cohort, Report, State, Variables, client_map
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.local import Training, mean_loss, permutation
 
@@ -57,10 +57,10 @@ def power_of_choice(training: Training, *, chosen: int = 2, sample: int = 0, wei
         S_t = jnp.lexsort((tie, -loss))[:chosen]
         return algorithm.round(state, tree.take(cohort, S_t), key)
 
-    def traffic(state: State, cohort: Cohort) -> Traffic:
+    def of_candidates(state: State, cohort: Cohort) -> traffic.Traffic:
         d = len(cohort.ids)
-        of_m = algorithm.traffic(state, tree.take(cohort, jnp.arange(min(chosen, d))))
+        of_m = traffic.of(algorithm, state, tree.take(cohort, jnp.arange(min(chosen, d))))
         number = jax.tree.leaves(state.server.variables)[0].dtype.itemsize
-        return Traffic(of_m.down, of_m.up * min(chosen, d) / d + number)  # all d get w and send F_k, m send w_k
+        return traffic.Traffic(of_m.down, of_m.up * min(chosen, d) / d + number)  # all d get w and send F_k, m send w_k
 
-    return algorithm._replace(round=round, traffic=traffic)
+    return algorithm._replace(round=round, traffic=of_candidates)
