@@ -78,6 +78,8 @@ def training(records: Sequence[Record], path: Path, metric: str | None = None) -
 def compare(runs: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> bool:
     """Draw the curves of several methods: the mean over seeds, and a band of one standard deviation (ddof 1) around it.
 
+    More methods than can be told apart are drawn in panels of some each, in the given order.
+
     Args:
         runs: for each label one curve per seed; seeds are averaged over the rounds that all of them evaluated.
         path: the PNG to write; its folder is made.
@@ -86,29 +88,40 @@ def compare(runs: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> boo
     Returns:
         Whether it was drawn: False, with a line on standard error, where matplotlib is missing.
     """
-    figure = _figure((8.5, 4.8))
+    size = len(runs) if len(runs) <= 2 * len(COLOURS) else len(COLOURS)
+    panels = [list(runs)[i : i + size] for i in range(0, len(runs), size)]
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure((8.5, 4.8) if columns == 1 else (13, 3.2 * rows))
     if figure is None:
         return False
-    axes = figure.subplots()
-    banded = False
-    for index, (label, curves) in enumerate(runs.items()):
-        by_round = [dict(zip(*points, strict=True)) for points in curves]
-        rounds = sorted(set.intersection(*map(set, by_round))) if by_round else []
-        values = np.array([[values[r] for r in rounds] for values in by_round], np.float64)
-        if not rounds:
-            continue
-        mean, colour = values.mean(0), COLOURS[index % len(COLOURS)]
-        style = STYLES[index // len(COLOURS) % len(STYLES)]
-        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-        _line(axes, (rounds, mean), color=colour, linestyle=style, label=f"{label}{seeds}")
-        if len(curves) > 1:
-            banded, deviation = True, values.std(0, ddof=1)
-            axes.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
-    note = "; band: ± one standard deviation over seeds" if banded else ""
-    axes.set_xlabel("round")
-    _dress(axes, f"Validation, mean over clients{note}", _words(metric))
-    _legend(axes)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, labels in zip(grid, panels, strict=False):
+        banded = [_over_seeds(axes, i, label, runs[label]) for i, label in enumerate(labels)]
+        note = "; band: ± one standard deviation over seeds" if any(banded) else ""
+        axes.set_xlabel("round")
+        _dress(axes, f"Validation, mean over clients{note}", _words(metric))
+        _legend(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
     return _save(figure, path)
+
+
+def _over_seeds(axes: Any, index: int, label: str, curves: Sequence[Curve]) -> bool:
+    """The mean of a method's curves and its band; whether there is a band."""
+    by_round = [dict(zip(*points, strict=True)) for points in curves]
+    rounds = sorted(set.intersection(*map(set, by_round))) if by_round else []
+    if not rounds:
+        return False
+    values = np.array([[values[r] for r in rounds] for values in by_round], np.float64)
+    mean, colour = values.mean(0), COLOURS[index % len(COLOURS)]
+    style = STYLES[index // len(COLOURS) % len(STYLES)]
+    seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
+    _line(axes, (rounds, mean), color=colour, linestyle=style, label=f"{label}{seeds}")
+    if len(curves) > 1:
+        deviation = values.std(0, ddof=1)
+        axes.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+    return len(curves) > 1
 
 
 def retrogress(runs: Mapping[str, Sequence[Record]], path: Path, metric: str) -> bool:

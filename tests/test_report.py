@@ -444,6 +444,15 @@ def test_curves_average_the_rounds_that_all_seeds_evaluated(tmp_path, monkeypatc
     assert (label, other) == ("a (2 seeds)", "b")
 
 
+def test_many_curves_are_drawn_in_panels(tmp_path, monkeypatch):
+    """Each curve once, in a panel where no other has its colour."""
+    drawn = []
+    monkeypatch.setattr(plots, "_line", lambda axes, points, **style: drawn.append((id(axes), style)))
+    plots.compare({f"m{i}": [([1, 2], [0.1, 0.2])] * 2 for i in range(23)}, tmp_path / "x.png", "auc")
+    assert [style["label"] for _, style in drawn] == [f"m{i} (2 seeds)" for i in range(23)]
+    assert len({(axes, style["color"]) for axes, style in drawn}) == 23
+
+
 def bars(figure) -> list[dict[str, float]]:
     """The bars of each panel that has some: tick label -> length."""
     panels = [([t.get_text() for t in axes.get_yticklabels()], axes.patches) for axes in figure.axes]
