@@ -4,7 +4,9 @@ Paper: arXiv 2011.09757; data: Blitzer et al. 2007 in the form of Chen et al. 20
 2,000 training reviews a domain. Setting as in the paper (MLP 5000-1000-500-100, batch 50, lr 0.05 -> 0.001), but 20 epochs for
 its 100, and log(1 + count).
 Command: python launch.py --config=configs/kd3a_amazon_reviews.py:kd3a-books (methods: configs/kd3a.py)
-Published: not verified (METHODS.md 6.8). Measured: not yet run.
+Published: not verified (METHODS.md 6.8). Measured (seed 0, 2 to 4 minutes a run on one core), test accuracy of books, dvd,
+electronics, kitchen: kd3a 0.791, 0.802, 0.844, 0.867; one other domain's model, mean 0.726, 0.756, 0.774, 0.798, best 0.739,
+0.796, 0.850, 0.855; with labels 0.813, 0.817, 0.860, 0.869. Pooled and a reading: README. Other seeds: not yet run.
 """
 
 from ml_collections import ConfigDict
