@@ -69,6 +69,7 @@ def _run_block(kind: str, code: str, folder: Path, real_data) -> None:
 def test_the_catalogue_lists_every_method():
     assert set(catalogue.METHODS) == set(algorithms.METHODS)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in TEXT.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if len(row) == 8]  # of the catalogue; other tables name families as well
     families = {row[0]: i for i, row in enumerate(rows) if row[0].startswith("**")}
     for name, entry in catalogue.METHODS.items():
         (place, row) = next((i, row) for i, row in enumerate(rows) if row[1:2] == [f"`{name}`"])
