@@ -386,6 +386,8 @@ def get_config() -> ConfigDict:
         ids=(),  # for fixed: the clients' numbers
         drop_out=0.0,  # chance that a client trains but its upload is lost
         resident="auto",  # keep the data on the device: auto (up to 2 GiB) | always | never
+        states="auto",  # where clients' states are between rounds: device | host (memory) | disk (files in the run's
+        # folder, mapped into memory) | auto (the host where they are more than a quarter of the device's memory)
     )
 
     # Evaluation, checkpoints, output ------------------------------------------------------------------------------

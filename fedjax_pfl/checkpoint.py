@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from fedjax_pfl.core import State
 from fedjax_pfl.errors import UserError
+from fedjax_pfl.store import Store
 
 
 class Progress(NamedTuple):
@@ -45,7 +46,11 @@ class Checkpoints:
 
     def save(self, state: State, progress: Progress) -> None:
         """Save; the arrays are copied before this returns, the writing goes on in the background."""
-        meta = {"progress": progress._asdict(), "checksums": checksums(state)}
+        meta: dict[str, Any] = {"progress": progress._asdict()}
+        if isinstance(state.clients, Store):
+            state = state._replace(clients=state.clients.saved())
+            meta["put"] = len(state.clients.ids)
+        meta["checksums"] = checksums(state)
         if progress.round in self.rounds():  # a damaged one, skipped when the run resumed
             self._manager.delete(progress.round)
         self._manager.save(
@@ -59,25 +64,27 @@ class Checkpoints:
         """The state and progress saved after `round`.
 
         Args:
-            like: a State of the same structure, shapes and dtypes (its values don't matter).
+            like: a State of the same structure, shapes and dtypes (its values don't matter). Its `Store`, where it has one,
+                stays as it is: the state that is returned has another.
 
         Raises:
             UserError: the checkpoint is damaged or belongs to another state.
         """
         path = self._manager.directory / str(round)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        store = like.clients if isinstance(like.clients, Store) else None
         try:
-            restored = self._manager.restore(
-                round, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-            )
-            state, meta = restored["state"], restored["meta"]
+            meta = self._manager.restore(round, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             progress = Progress(**meta["progress"])
+            abstract = like if store is None else like._replace(clients=store.like(meta["put"]))
+            abstract = jax.tree.map(_abstract, abstract)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(round, args=args)["state"]
         except Exception as error:  # whatever a reader of damaged bytes may raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: can't be read ({type(error).__name__}: {reason})") from None
         if checksums(state) != meta["checksums"]:
             raise UserError(f"{path}: damaged (its arrays don't have the checksums written with them)")
-        return state, progress
+        return state if store is None else state._replace(clients=store.filled(state.clients)), progress
 
     def restore_latest(self, like: State, warn: Callable[[str], None]) -> tuple[State, Progress] | None:
         """The newest checkpoint that is whole, or None where there is none at all; `warn` hears of each one skipped.
@@ -104,6 +111,11 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and release the folder."""
         self._manager.close()
+
+
+def _abstract(leaf: Any) -> Any:
+    """What orbax is to restore: arrays of the host there, others on the device."""
+    return leaf if isinstance(leaf, np.ndarray) else ocp.utils.to_shape_dtype_struct(leaf)
 
 
 def checksums(state: Any) -> dict[str, int]:

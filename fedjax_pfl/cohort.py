@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fedjax_pfl.core import ClientData, Cohort, How, Sharded
+from fedjax_pfl.core import NOWHERE, ClientData, Cohort, How, Sharded
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError, nearest
 
@@ -183,12 +183,14 @@ def assemble(
     lost: np.ndarray | None = None,
     how: How = "auto",
     validation: Rows | None = None,
+    stored: bool = False,
 ) -> Cohort:
     """The cohort of these clients: the largest first, so that a chunk's lanes are even, and padded to whole chunks.
 
     Args:
         how: see `core.client_map`. Chunks are dealt to several devices in turn, so that each has large and small clients.
         validation: adds these rows of each client, for rounds that score models.
+        stored: the round gets the states of this cohort alone, in its order (see `store`).
     """
     chunk, devices = (_chunk(how.how), how.mesh.size) if isinstance(how, Sharded) else (_chunk(how), 1)
     order = np.argsort(-rows.counts[ids], kind="stable")
@@ -202,7 +204,8 @@ def assemble(
     data = rows(ids)
     if validation is not None:
         data = data._replace(validation=validation(ids))
-    return Cohort(jnp.asarray(ids), jnp.asarray(weight), data)
+    places = jnp.asarray(np.where(ids < rows.n, np.arange(len(ids), dtype=np.int32), NOWHERE)) if stored else ()
+    return Cohort(jnp.asarray(ids), jnp.asarray(weight), data, places)
 
 
 def _chunk(how: Any) -> int:

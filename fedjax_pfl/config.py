@@ -63,6 +63,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "devices": _AT_LEAST_0,
     "cohort.size": _AT_LEAST_0,
     "cohort.resident": _one_of("auto", "always", "never"),
+    "cohort.states": _one_of("auto", "device", "host", "disk"),
     "eval.every": _AT_LEAST_1,
     "eval.batch_size": _AT_LEAST_1,
     "eval.held_out": _AT_LEAST_0,

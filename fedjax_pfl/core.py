@@ -55,6 +55,12 @@ class Cohort(NamedTuple):
     ids: Int[Array, " K"]
     weight: Float[Array, " K"]  # number of training examples; 0 where the upload is lost, or for padding
     data: ClientData  # leaves [K, ...]
+    rows: Any = ()  # where in `State.clients` each client's state is, [K], padding's beyond its end; (): at the ids
+
+    @property
+    def places(self) -> Int[Array, " K"]:
+        """Which rows of `State.clients` are these clients'."""
+        return self.ids if isinstance(self.rows, tuple) else self.rows
 
 
 class Curve(NamedTuple):
@@ -93,7 +99,7 @@ class State(NamedTuple):
 
     round: Round
     server: Server  # each algorithm's own NamedTuple
-    clients: Client  # leaves [N, ...]; () where clients keep nothing
+    clients: Client  # leaves [N, ...], or of the cohort alone (see `store`); () where clients keep nothing
 
 
 class Algorithm(NamedTuple):
@@ -143,11 +149,15 @@ class Exchange(NamedTuple):
     groups: tuple[Group, ...] = ()  # all clients, where architectures differ; each group's `local_update` then counts
 
 
+NOWHERE = np.int32(2**31 - 1)  # a row beyond the end of any stack
+
+
 def only(cohort: Cohort, chosen: Bool[Array, " K"], n: int) -> Cohort:
     """The rows that aren't chosen as padding: number n, weight 0, no examples."""
     ids = jnp.where(chosen, cohort.ids, n)
     count = jnp.where(chosen, cohort.data.count, 0)
-    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count))
+    rows = jax.tree.map(lambda rows: jnp.where(chosen, rows, NOWHERE), cohort.rows)
+    return Cohort(ids, jnp.where(chosen, cohort.weight, 0), cohort.data._replace(id=ids, count=count), rows)
 
 
 def client_map(function: Callable[..., Any], how: How = "auto", alike: tuple[Any, ...] = ()) -> Callable[..., Any]:
@@ -273,7 +283,7 @@ class Part(NamedTuple):
 def parts_of(exchange: Exchange, clients: Any, cohort: Cohort) -> list[Part]:
     """The clients of a cohort by group; `clients` as in `State`."""
     if not exchange.groups:
-        return [Part(exchange.local_update, clients, cohort.ids, cohort)]
+        return [Part(exchange.local_update, clients, cohort.places, cohort)]
     n, parts = sum(len(group.members) for group in exchange.groups), []
     for group, stack in zip(exchange.groups, clients, strict=True):
         row = np.full(n + 1, len(group.members), np.int32)  # of each client in the stack; beyond its end for the others

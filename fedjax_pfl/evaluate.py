@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from fedjax_pfl import compiler, local, metrics, tree
+from fedjax_pfl import compiler, local, metrics, store, tree
 from fedjax_pfl.cohort import Rows
 from fedjax_pfl.core import Algorithm, Client, ClientData, How, State, Variables, client_map
 from fedjax_pfl.local import Training
@@ -184,7 +184,6 @@ class Evaluator:
             yield from sorted(found, key=lambda scores: scores.id)
             return
         rows = self._splits[split]
-        state = state if new_client is None else state._replace(clients=tree.broadcast(new_client, 1))
         scorer = self._compiled.setdefault(
             candidate, jax.jit(self._scorer(candidate), compiler_options=compiler.options())
         )
@@ -193,12 +192,13 @@ class Evaluator:
             """A client whose rows don't fit in memory together: a slice of them at a time."""
             size = max(1, self.GROUP_BYTES // rows.pool.row_bytes)
             train = self._train(candidate, np.array([id], np.int32))
+            mine, row = self._clients(state, new_client, np.array([id], np.int32))
             parts, start = [], 0
             for part in rows.slices(id, size):
                 states = None if known is None else self._states(rows, np.array([id]), known, start, size)
                 data = jax.tree.map(lambda leaf: leaf[None], part)
                 # Fetched at once, so that one slice is on the device at a time.
-                some = scorer(state, data, train, states, self._client(new_client, id)[None])
+                some = scorer(mine, data, train, states, row)
                 parts.append(jax.tree.map(lambda leaf: np.asarray(leaf[0]), some))
                 start += size
             return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: rows.counts[id]], *parts)
@@ -214,9 +214,8 @@ class Evaluator:
             padded = np.concatenate([some, np.full(group - len(some), rows.n)]).astype(np.int32)
             data = rows(padded)
             states = None if known is None else self._states(rows, padded, known, 0, data.x.shape[1])
-            logits = jax.device_get(
-                scorer(state, data, self._train(candidate, padded), states, self._client(new_client, padded))
-            )
+            theirs, places = self._clients(state, new_client, padded)
+            logits = jax.device_get(scorer(theirs, data, self._train(candidate, padded), states, places))
             for k, id in enumerate(map(int, some)):
                 count = rows.counts[id]
                 mine = jax.tree.map(lambda leaf, k=k, count=count: leaf[k, :count], logits)
@@ -239,19 +238,23 @@ class Evaluator:
         train = self._train(candidate, np.array([id], np.int32))
         train = None if train is None else jax.tree.map(lambda leaf: leaf[0], train)
         data = train or ClientData(jnp.int32(id), *[jnp.zeros(())] * 4)
-        variables = candidate.model(state, tree.take(state.clients, jnp.int32(id)), data)
+        clients = store.take(state.clients, np.array([id], np.int32))
+        variables = candidate.model(state, jax.tree.map(lambda leaf: leaf[0], clients), data)
         x, y = rows.pool.take(np.array([row]))
         return np.asarray(x[0]), np.asarray(y[0]), variables
 
     def _train(self, candidate: Candidate, ids: np.ndarray) -> ClientData | None:
         return self._splits["train"](ids) if candidate.trains else None
 
-    def _client(self, new_client: Client | None, ids: Any) -> Array:
-        """Which row of the clients' state each client has: its own, or the only one."""
-        ids = np.asarray(ids, np.int32)
+    def _clients(self, state: State, new_client: Client | None, ids: np.ndarray) -> tuple[State, Array]:
+        """A state that holds these clients' states, and which row is each one's [G]."""
+        if new_client is not None:
+            return state._replace(clients=tree.broadcast(new_client, 1)), jnp.zeros(len(ids), jnp.int32)
+        if isinstance(state.clients, store.Store):
+            return state._replace(clients=state.clients.take(ids)), jnp.arange(len(ids), dtype=jnp.int32)
         if self._rows_of:
-            ids = np.array([self._rows_of.get(int(id), 0) for id in ids.reshape(-1)], np.int32).reshape(ids.shape)
-        return jnp.asarray(ids if new_client is None else np.zeros_like(ids))
+            ids = np.array([self._rows_of.get(int(id), 0) for id in ids], np.int32)
+        return state, jnp.asarray(ids)
 
     def _said(self, rows: Rows, id: int, logits: Any, known: Known | None) -> Scores:
         y = rows.targets(id)

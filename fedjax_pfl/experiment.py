@@ -1,12 +1,15 @@
 """An experiment: everything that a config describes, read and built, ready to run."""
 
+import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_pfl import cohort, data, evaluate
+from fedjax_pfl import cohort, data, evaluate, store
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, State
 from fedjax_pfl.data import Federation
@@ -29,7 +32,7 @@ class Setup(NamedTuple):
     evaluator: evaluate.Evaluator
     candidates: dict[str, evaluate.Candidate]
     key: jax.Array  # of the rounds
-    init: Callable[[], State]
+    init: Callable[..., State]  # may be given the folder of the clients' states, for where they are on the disk
 
 
 def load_federation(config: Any) -> Federation:
@@ -64,8 +67,18 @@ def prepare(config: Any) -> Setup:
             f"config.split: client {federation.client_names[without[0]]} has no validation examples, but models are scored "
             "on them in each round"
         )
-    options = {name: value for name, value in config.cohort.items() if name != "resident"}
+    options = {name: value for name, value in config.cohort.items() if name not in ("resident", "states")}
     key_init, key_rounds, key_eval = jax.random.split(jax.random.key(config.seed), 3)
+
+    def init(folder: Path | None = None) -> State:
+        each = tuple(of.init(key_init) for of in (problem, *(of for of, _ in groups)))
+        variables = each if groups else each[0]
+        place = _place(config, algorithm, variables, trainers)
+        if place == "device":
+            return algorithm.init(variables, trainers)
+        folder = folder or Path(tempfile.gettempdir())
+        return store.init(algorithm, variables, trainers, folder if place == "disk" else None)
+
     return Setup(
         federation,
         trainers,
@@ -87,13 +100,23 @@ def prepare(config: Any) -> Setup:
         ),
         evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
         key_rounds,
-        lambda: algorithm.init(
-            tuple(each.init(key_init) for each in (problem, *(each for each, _ in groups)))
-            if groups
-            else problem.init(key_init),
-            trainers,
-        ),
+        init,
     )
+
+
+def _place(config: Any, algorithm: Algorithm, variables: Any, n: int) -> str:
+    """Where the clients' states are between rounds: device, host or disk."""
+    place, several = config.cohort.states, bool(config.model.per_client)
+    if several and place not in ("auto", "device"):
+        raise UserError(f"config.cohort.states: found '{place}', expected 'device' with config.model.per_client")
+    if place != "auto":
+        return place
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if several or memory is None:  # a CPU's device is the host
+        return "device"
+    shapes = jax.eval_shape(lambda variables: algorithm.init(variables, n).clients, variables)
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return "device" if needed <= memory / 4 else "host"
 
 
 def _hold_out(federation: Federation, config: Any) -> tuple[Federation, int]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, traffic, tree
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, store, traffic
 from fedjax_pfl.core import State
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.experiment import Setup, prepare
@@ -44,7 +44,8 @@ def evaluation(
             values = setup.evaluator(candidate, state, split, trainers, known=known)
             found |= {f"{split}/{model}/{key}": value for key, value in values.items()}
         if held_out and len(everybody) > setup.trainers:
-            newcomer = jax.tree.map(lambda leaf: leaf[0], setup.init().clients)
+            fresh = setup.init()
+            newcomer = jax.tree.map(lambda leaf: leaf[0], store.take(fresh.clients, np.zeros(1, np.int32)))
             values = setup.evaluator(
                 setup.candidates[model], state, "test", everybody[setup.trainers :], newcomer, known
             )
@@ -96,7 +97,10 @@ def summarise(
 
 def _communication(setup: Setup, state: State) -> dict[str, float]:
     """Bytes that a client gets and sends in a round, on average over the first cohort."""
-    some = cohort.assemble(setup.rows, *setup.sampler(0), validation=setup.validation)
+    stored = isinstance(state.clients, store.Store)
+    some = cohort.assemble(setup.rows, *setup.sampler(0), validation=setup.validation, stored=stored)
+    if stored:
+        state = state._replace(clients=store.take(state.clients, np.asarray(some.ids)))
     return traffic.of(setup.algorithm, state, some)._asdict()
 
 
@@ -111,10 +115,10 @@ def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | N
     for i, name in enumerate(names):
 
         def of_one(state: State, client: Any, data: core.ClientData, i: int = i) -> core.Variables:
-            id = jnp.int32(i)
-            return setup.algorithm.client_model(state.server, tree.take(state.clients, id), id)
+            return setup.algorithm.client_model(state.server, client, jnp.int32(i))
 
-        values = setup.evaluator(evaluate.Candidate(of_one), state, "test", everybody)
+        client = jax.tree.map(lambda leaf: leaf[0], store.take(state.clients, np.array([i], np.int32)))
+        values = setup.evaluator(evaluate.Candidate(of_one), state, "test", everybody, client)
         for key, value in values.items():
             metric, _, client = key.partition("/client/")
             if client:
@@ -140,7 +144,7 @@ def evaluate_run(
     known = _known(known_labels, setup, config.seed) if known_labels else None
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     try:
-        found = checkpoints.restore_latest(setup.init(), print)
+        found = checkpoints.restore_latest(setup.init(workdir), print)
         if found is None:
             raise UserError(f"--workdir: no checkpoints in {workdir}")
         state, progress = found

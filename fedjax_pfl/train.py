@@ -18,6 +18,7 @@ from fedjax_pfl import checkpoint, cohort, core, experiment, log, metrics, multi
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.errors import UserError
+from fedjax_pfl.store import Store
 
 
 def run(
@@ -49,7 +50,7 @@ def run(
     with Interrupt() as interrupt, log.Log(workdir, tensorboard=config.tensorboard) as records:
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         try:
-            state = setup.init()
+            state = setup.init(workdir)
             found = checkpoints.restore_latest(state, print)
             progress = checkpoint.Progress(0)
             if found is not None:
@@ -114,24 +115,32 @@ def _rounds(
     if progress.round >= end:
         return state, progress, 0.0
     how = setup.training.how
-    state = core.everywhere(state, how)
+    stored = state.clients if isinstance(state.clients, Store) else None
+    clients = Clients(stored)
+    state = core.everywhere(state if stored is None else state._replace(clients=()), how)
 
     def next_cohort(round: int) -> Cohort:
-        return cohort.assemble(setup.rows, *setup.sampler(round), how=how, validation=setup.validation)
+        return cohort.assemble(
+            setup.rows, *setup.sampler(round), how=how, validation=setup.validation, stored=stored is not None
+        )
 
     some = next_cohort(progress.round)
+    clients.read(some)
     compiled = _Compiled(setup.algorithm, how)
     saved = progress.round
     with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
         for round in range(progress.round + 1, end + 1):
             if interrupt.signal is not None:
                 break
+            state = clients.of_cohort(state)
             one_round = compiled.round(state, some, setup.key)
             began = time.perf_counter()
             with recording.of(round):
                 state, report = one_round(state, some, setup.key)
             if round < end:
                 some = next_cohort(round)  # the host reads and gathers the next cohort while the device works
+                clients.read(some)
+            state = clients.put_back(state)
             report = jax.device_get(report)
             seconds = time.perf_counter() - began
             _check_finite(report, round, setup, config, saved)
@@ -160,6 +169,39 @@ def _rounds(
                 saved = round
             bar.update(round, loss, value, seconds)
     return state, progress, compiled.seconds
+
+
+class Clients:
+    """Lends a `Store`'s states to one cohort after the other; without a store, states stay where they are."""
+
+    def __init__(self, stored: Store | None) -> None:
+        self._store, self._lent, self._read = stored, np.zeros(0, np.int32), (np.zeros(0, np.int32), ())
+
+    def read(self, some: Cohort) -> None:
+        """Read the states of the cohort that comes next, while another one's may be out."""
+        if self._store is not None:
+            ids = np.asarray(some.ids)
+            self._read = ids, self._store.take(ids)
+
+    def of_cohort(self, state: State) -> State:
+        """The state with what was read last, for the round of that cohort."""
+        if self._store is None:
+            return state
+        self._lent, states = self._read
+        return state._replace(clients=states)
+
+    def put_back(self, state: State) -> State:
+        """The state with the store again, and in it what the round made of the states that were lent."""
+        if self._store is None:
+            return state
+        self._store.put(self._lent, jax.device_get(state.clients))
+        ids, states = self._read
+        again = np.isin(ids, self._lent)  # read before the round ended
+        if again.any():
+            newer = self._store.take(ids[again])
+            for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(newer), strict=True):
+                old[again] = new
+        return state._replace(clients=self._store)
 
 
 class Profile:

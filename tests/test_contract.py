@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 
-from fedjax_pfl import algorithms, core, tree
+from fedjax_pfl import algorithms, core, store, tree
 from fedjax_pfl.checkpoint import Checkpoints, Progress
 from fedjax_pfl.core import Algorithm, State
 
@@ -168,6 +168,22 @@ def test_over_devices(name, play):
             core.everywhere(on_device(play.states[r]), over), toy.cohort(ids, lost), jax.random.key(toy.KEY)
         )
         close(jax.device_get(state), play.states[r + 1], 1e-9)
+
+
+def test_states_in_a_store(name, play):
+    """A round that gets the states of its cohort alone gives the same, and everybody else's stays as it was."""
+    n, round = toy.N, toy.jit(build(name).round)
+    state = store.init(build(name), toy.variables(), n, None)
+    clients = state.clients
+    if isinstance(clients, tuple) and not jax.tree.leaves(clients):
+        pytest.skip("clients keep nothing")
+    for r, (ids, lost) in enumerate(ROUNDS):
+        rows = jnp.array([core.NOWHERE if id == toy.PAD else k for k, id in enumerate(ids)], jnp.int32)
+        state = state._replace(clients=clients.take(np.array(ids)))
+        state, _ = round(state, toy.cohort(ids, lost)._replace(rows=rows), jax.random.key(toy.KEY))
+        clients.put(np.array(ids), state.clients)
+        everybody = state._replace(clients=clients.take(np.arange(n)))
+        close(jax.device_get(everybody), play.states[r + 1], 1e-12)
 
 
 def test_clients_that_do_not_take_part(play):

@@ -12,7 +12,7 @@ from reference import feddyn, fedir, fednova, mime, moon, power_of_choice, vhl
 from reference.network import train_batch
 from test_equivalence import check, model, nothing, prefixed, solver
 
-from fedjax_pfl import algorithms, local
+from fedjax_pfl import algorithms, local, tree
 from fedjax_pfl.algorithms.optimisation.fednova import norm_of_a
 from fedjax_pfl.algorithms.optimisation.fedvc import draw
 from fedjax_pfl.algorithms.optimisation.moon import contrastive
@@ -608,6 +608,21 @@ def test_power_of_choice(m, weighting):
 
 def test_choosing_all_is_fedavg():
     close(servers(play("power_of_choice", chosen=4)), servers(play("fedavg", weighting="uniform")))
+
+
+def test_a_choice_reads_the_states_of_the_cohort():
+    """Where a round gets these alone (see `store`): each candidate's loss is that of its own batch norm."""
+    algorithm = algorithms.build("power_of_choice", toy.training(batch_norm="local"), {"chosen": 1})
+    round = toy.jit(algorithm.round)
+    state = algorithm.init(toy.variables(), toy.N)
+    spread = jnp.asarray(np.exp(np.arange(toy.N) % 4.0))
+    clients = jax.tree.map(lambda leaf: leaf * spread.reshape(-1, *[1] * (leaf.ndim - 1)), state.clients)
+    for ids in (4, 1, 3), (3, 1, 4), (6, 0, 5), (0, 6, 2):
+        cohort = toy.cohort(ids)
+        expected, _ = round(state._replace(clients=clients), cohort, jax.random.key(toy.KEY))
+        some = state._replace(clients=tree.take(clients, cohort.ids))
+        found, _ = round(some, cohort._replace(rows=jnp.arange(3, dtype=jnp.int32)), jax.random.key(toy.KEY))
+        close(found.server, expected.server)
 
 
 def test_a_sample_of_all_examples_chooses_the_same():

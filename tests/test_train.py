@@ -64,7 +64,7 @@ def records(workdir: Path) -> list[dict]:
 def final_state(config, workdir: Path):
     setup = experiment.prepare(config)
     saved = checkpoint.Checkpoints(workdir / "checkpoints")
-    state, progress = saved.restore(max(saved.rounds()), setup.init())
+    state, progress = saved.restore(max(saved.rounds()), setup.init(workdir))
     saved.close()
     return state, progress
 
@@ -101,6 +101,49 @@ def test_on_two_devices_a_run_is_the_same_but_for_rounding(tmp_path):
     expected, _ = final_state(small("scaffold", devices=1), tmp_path / "one")
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "options"),
+    [
+        ("scaffold", "disk", {"client.map": "3"}),  # two clients and a row of padding
+        pytest.param("prrfl", "host", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_states_off_the_device_change_nothing(method, place, options, tmp_path):
+    """Stopped and gone on with, with newcomers and every model on everybody's data; and no file stays behind."""
+    options = {"eval.held_out": 1, "eval.cross": True, "cohort.size": 2, **options}
+    config = small(method, **options, **{"cohort.states": place})
+    assert train.run(config, tmp_path / place, stop_at=2, quiet=True) is None
+    summary = train.run(config, tmp_path / place, quiet=True)
+    expected = train.run(small(method, **options, **{"cohort.states": "device"}), tmp_path / "device", quiet=True)
+    assert summary is not None
+    assert expected is not None
+    for name in ("last", "best", "cross", "communication"):
+        assert summary[name] == expected[name]
+    assert records(tmp_path / place) == records(tmp_path / "device")
+    assert sorted(path.name for path in (tmp_path / place).iterdir()) == sorted(
+        path.name for path in (tmp_path / "device").iterdir()
+    )
+
+
+def test_a_checkpoint_holds_the_states_of_those_that_took_part(tmp_path):
+    config = small("scaffold", **{"cohort.states": "host", "cohort.size": 1, "rounds": 2})
+    train.run(config, tmp_path, quiet=True)
+    state, _ = final_state(config, tmp_path)
+    took_part = {int(id) for round in range(2) for id in experiment.prepare(config).sampler(round)[0]}
+    assert set(state.clients.saved().ids) == took_part
+    assert len(took_part) < 4
+    nobody = np.array([k for k in range(4) if k not in took_part])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.clients.take(nobody)))  # c_i = 0 in the beginning
+
+
+def test_states_on_the_host_need_one_architecture(tmp_path):
+    config = small("fml", **{"cohort.states": "host", "model.per_client": ("mlp", "mlp(hidden=(4,))")})
+    with pytest.raises(
+        UserError, match=r"config\.cohort\.states: found 'host', expected 'device' with config\.model\."
+    ):
+        train.run(config, tmp_path, quiet=True)
 
 
 def compilations(action: Callable[[], Any]) -> int:

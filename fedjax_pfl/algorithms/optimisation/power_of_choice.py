@@ -53,7 +53,7 @@ def power_of_choice(training: Training, *, chosen: int = 2, sample: int = 0, wei
             return F_k(w, data, key_k), jax.random.bits(jax.random.fold_in(key_k, 0))
 
         mapped = client_map(candidate, training.how, (state.server, key_A))
-        loss, tie = mapped(tree.take(state.clients, cohort.ids), cohort.data)
+        loss, tie = mapped(tree.take(state.clients, cohort.places), cohort.data)
         loss = jnp.where(cohort.data.count > 0, loss, -jnp.inf)
         S_t = jnp.lexsort((tie, -loss))[:chosen]
         return algorithm.round(state, tree.take(cohort, S_t), key)
