@@ -1,18 +1,27 @@
 """How fast a round is: `launch.py --mode=benchmark`. Ratios within one process, so that the machine cancels out.
 
 1. One FedAvg round of pfl-research's CIFAR-10 benchmark (50 clients x 50 random 32x32x3 images, one epoch of batch 10, conv
-   3x3x32 - conv 3x3x64 - pool 2 - dense 128 - dense 10 with dropout, lr 0.1) against the same loop over clients in PyTorch.
-2. One FedLGT round (8 clients x 64 images of 64x64, ResNet-18, 20 labels, batch 16, one epoch) against the same in PyTorch.
-3. One PRR-FL round (3 clients x 64 images of 64x64, VGG16-slim, batch 16, 3 epochs; PFA, DET and CPA) against the same in
+   3x3x32 - conv 3x3x64 - pool 2 - dense 128 - dense 10 with dropout, lr 0.1) against the same loop over clients in PyTorch,
+   and in pfl-research and Flower themselves where they are installed.
+2. One FedAvg round of ResNet-18 (4 clients x 64 images of 64x64, batch 16) against the same in PyTorch.
+3. One FedLGT round (8 clients x 64 images of 64x64, ResNet-18, 20 labels, batch 16, one epoch) against the same in PyTorch.
+4. One PRR-FL round (3 clients x 64 images of 64x64, VGG16-slim, batch 16, 3 epochs; PFA, DET and CPA) against the same in
    PyTorch, and an epoch of deputy-enhanced transfer against one of FedAvg.
-4. Time per round against the number of clients: linear.
-5. How clients run: one after the other, together, or in chunks.
-6. Peak memory against the population at one cohort size: a stateless method's follows the cohort.
-7. Progressive Fourier aggregation of 10 clients' ResNet-18 (time is linear in the clients) against the same as a NumPy loop
+5. One KD3A epoch (5 parties x 512 images of 32x32, batch 64) against the same in PyTorch.
+6. Time per round against the number of clients (linear), by how clients run (one after the other, together, in chunks), and
+   by the number of devices where there are several.
+7. Peak memory against the population at one cohort size: it follows the cohort, also where a method keeps a state of each
+   client, if these are on the host.
+8. Progressive Fourier aggregation of 10 clients' ResNet-18 (time is linear in the clients) against the same as a NumPy loop
    and against the plain mean, and for 50 clients its peak memory against the stacked weights.
+
+The floor of a round is the time that the matrix products and convolutions of its training steps would take at the rate of
+one large product of this machine, measured beside it: less is not possible without another way to convolve.
 """
 
+import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -21,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +40,7 @@ from ml_collections import ConfigDict
 from fedjax_pfl import (
     algorithms,
     benchmark_numpy,
+    benchmark_peers,
     benchmark_torch,
     cohort,
     core,
@@ -41,6 +51,7 @@ from fedjax_pfl import (
     models,
     problem,
     score,
+    store,
     tree,
 )
 from fedjax_pfl.core import How
@@ -48,6 +59,7 @@ from fedjax_pfl.local import Training
 
 CLIENTS, EXAMPLES, BATCH, LR = 50, 50, 10, 0.1
 LABELS = 20
+THEIRS = "seconds per round, "  # and a name
 OFF = ("flip_vertical", "shift", "scale", "rotate", "shift_scale_rotate_p", "crop_padding")
 OFF += ("brightness", "brightness_p", "contrast", "contrast_p")
 FLIPS = ConfigDict({**dict.fromkeys(OFF, 0), "flip_horizontal": 0.5, "mean": (0.0,), "std": (1.0,)})
@@ -63,12 +75,14 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
     print(f"{log.device()}; {', '.join(f'{k} {v}' for k, v in log.versions().items())}\n")
     found: dict[str, Any] = {"device": log.device(), "versions": log.versions()}
     for name, measure in (
-        ("round against PyTorch", against_torch),
-        ("FedLGT's round against PyTorch", fedlgt_against_torch),
-        ("PRR-FL's round against PyTorch", prrfl_against_torch),
-        ("KD3A's epoch against PyTorch", kd3a_against_torch),
+        ("FedAvg, CNN of pfl-research", against_torch),
+        ("FedAvg, ResNet-18", resnet_against_torch),
+        ("FedLGT, ResNet-18", fedlgt_against_torch),
+        ("PRR-FL v2, VGG16-slim", prrfl_against_torch),
+        ("KD3A, digit CNN", kd3a_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
+        ("seconds per round by number of devices", by_devices),
         ("peak memory (MiB) by population", by_population),
         ("progressive Fourier aggregation", pfa_against_numpy),
     ):
@@ -76,10 +90,27 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
         found[name] = measure()
         for key, value in found[name].items():
             print(f"  {key:<44} {value if isinstance(value, str) else f'{value:.3f}'}", flush=True)
+    print(f"\n{table(found)}")
     if workdir is not None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         log.write_json(Path(workdir) / "benchmark.json", found)
     return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """One line for each round: our seconds, the floor, and everybody else's."""
+    rounds = {name: value for name, value in found.items() if isinstance(value, dict) and "seconds per round" in value}
+    others = dict.fromkeys(
+        key.removeprefix(THEIRS) for each in rounds.values() for key in each if key.startswith(THEIRS)
+    )
+    rows = [["seconds per round", "ours", "floor", "ours/floor"]]
+    rows[0] += [head for name in others for head in (name, f"ours/{name}")] + ["examples/s", "compile s"]
+    for name, each in rounds.items():
+        keys = ["seconds per round", "floor, seconds", "ratio ours / floor"]
+        keys += [key for other in others for key in (THEIRS + other, f"ratio ours / {other}")]
+        keys += ["examples per second", "compile seconds"]
+        rows.append([name, *(f"{each[key]:.3g}" if key in each else "-" for key in keys)])
+    return log.columns(rows)
 
 
 def against_torch(repeats: int = 7, clients: int = CLIENTS) -> dict[str, Any]:
@@ -87,11 +118,34 @@ def against_torch(repeats: int = 7, clients: int = CLIENTS) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (clients * EXAMPLES, 32, 32, 3), dtype=np.uint8)
     y = rng.integers(0, 10, clients * EXAMPLES).astype(np.int32)
-    ours, compile_seconds = one_round(x, y, clients, "cnn_pfl", {}, BATCH, "auto")
-    theirs = None
-    if util.find_spec("torch") is not None:
-        theirs = benchmark_torch.fedavg_round(x, y, clients, batch=BATCH, lr=LR)
-    return {"compile seconds": compile_seconds} | _compared(ours, theirs, repeats, len(x))
+    ours = one_round(x, y, clients, "cnn_pfl", {}, BATCH, "auto")
+    if util.find_spec("torch") is None:
+        return _compared(ours, None, repeats, len(x))
+    theirs = {"PyTorch": benchmark_torch.fedavg_round(x, y, clients, batch=BATCH, lr=LR)}
+    missing = {
+        name: f"not installed (pip install '{package}'), so no ratio"
+        for name, (module, package) in benchmark_peers.PEERS.items()
+        if util.find_spec(module) is None
+    }
+    if "pfl-research" not in missing:
+        theirs["pfl-research"] = benchmark_peers.pfl_research(x, y, clients, batch=BATCH, lr=LR)
+    found: dict[str, Any] = missing | _compared(ours, theirs, repeats, len(x))
+    if "Flower" not in missing:  # its clients are processes: it can't take turns
+        seconds = statistics.median(benchmark_peers.flower(x, y, clients, batch=BATCH, lr=LR))
+        found |= {THEIRS + "Flower": seconds, "ratio ours / Flower": found["seconds per round"] / seconds}
+    return found
+
+
+def resnet_against_torch(repeats: int = 3, clients: int = 4) -> dict[str, Any]:
+    """A FedAvg round of ResNet-18: clients x 64 images of 64x64, batch 16, one epoch."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (clients * 64, 64, 64, 3), dtype=np.uint8)
+    y = rng.integers(0, 10, len(x)).astype(np.int32)
+    ours = one_round(x, y, clients, "resnet18", {}, 16, "auto")
+    if util.find_spec("torch") is None:
+        return _compared(ours, None, repeats, len(x))
+    theirs = {"PyTorch": benchmark_torch.resnet18_round(x, y, clients, batch=16, lr=LR)}
+    return _compared(ours, theirs, repeats, len(x))
 
 
 def fedlgt_against_torch(repeats: int = 3, clients: int = 8) -> dict[str, Any]:
@@ -119,9 +173,10 @@ def fedlgt_against_torch(repeats: int = 3, clients: int = 8) -> dict[str, Any]:
         summed=True,
         label_mask=setup.label_mask,
     )
-    ours, compile_seconds = _play(training, setup, "fedlgt", x, y, clients)
-    theirs = None if util.find_spec("torch") is None else benchmark_torch.fedlgt_round(x, y, u, e, clients)
-    return {"compile seconds": compile_seconds} | _compared(ours, theirs, repeats, len(x))
+    ours = _play(training, setup, "fedlgt", x, y, clients)
+    if util.find_spec("torch") is None:
+        return _compared(ours, None, repeats, len(x))
+    return _compared(ours, {"PyTorch": benchmark_torch.fedlgt_round(x, y, u, e, clients)}, repeats, len(x))
 
 
 def prrfl_against_torch(repeats: int = 2, clients: int = 3, epochs: int = 3) -> dict[str, Any]:
@@ -145,18 +200,15 @@ def prrfl_against_torch(repeats: int = 2, clients: int = 3, epochs: int = 3) -> 
         score=score.build(setup.network, score.metric("single")),
     )
     validation = np.array_split(np.arange(n, len(x)), clients)
-    whole, compile_seconds = _play(training, setup, "prrfl", x, y, clients, {"start": 0}, validation)
-    det, _ = _play(training, setup, "prrfl", x, y, clients, {"pfa": False, "cpa_weight": 0.0}, validation)
-    fedavg, _ = _play(training, setup, "fedavg", x, y, clients, {}, validation)
-    times = {name: statistics.median(t) for name, t in _times({"det": det, "fedavg": fedavg}, repeats).items()}
+    whole = _play(training, setup, "prrfl", x, y, clients, {"start": 0}, validation, models=2)
+    det = _play(training, setup, "prrfl", x, y, clients, {"pfa": False, "cpa_weight": 0.0}, validation)
+    fedavg = _play(training, setup, "fedavg", x, y, clients, {}, validation)
+    each = _times({"det": det.play, "fedavg": fedavg.play}, repeats)
+    times = {name: statistics.median(t) for name, t in each.items()}
     theirs = None
     if util.find_spec("torch") is not None:
-        theirs = benchmark_torch.prrfl_round(x[:n], y[:n], x[n:], y[n:], clients, epochs=epochs)
-    return {
-        "compile seconds": compile_seconds,
-        "ratio DET / FedAvg": times["det"] / times["fedavg"],
-        **_compared(whole, theirs, repeats, n * epochs),
-    }
+        theirs = {"PyTorch": benchmark_torch.prrfl_round(x[:n], y[:n], x[n:], y[n:], clients, epochs=epochs)}
+    return {"ratio DET / FedAvg": times["det"] / times["fedavg"], **_compared(whole, theirs, repeats, n * epochs)}
 
 
 def kd3a_against_torch(repeats: int = 3, clients: int = 5, width: float = 0.5) -> dict[str, Any]:
@@ -179,19 +231,19 @@ def kd3a_against_torch(repeats: int = 3, clients: int = 5, width: float = 0.5) -
         sizes=(512,) * clients,
         init=setup.init,
     )
-    ours, compile_seconds = _play(training, setup, "kd3a", x, y, clients, {"fidelity": "reference"})
+    ours = _play(training, setup, "kd3a", x, y, clients, {"fidelity": "reference"})
     theirs = None
     if util.find_spec("torch") is not None:
-        theirs = benchmark_torch.kd3a_epoch(x, y, clients, width=width, batch=64)
-    return {"compile seconds": compile_seconds, **_compared(ours, theirs, repeats, len(x))}
+        theirs = {"PyTorch": benchmark_torch.kd3a_epoch(x, y, clients, width=width, batch=64)}
+    return _compared(ours, theirs, repeats, len(x))
 
 
 def by_clients(numbers: tuple[int, ...] = (10, 100, 1000)) -> dict[str, float]:
     """Rounds in which all of so many clients with 20 examples of 64 features each train a small MLP."""
     found: dict[str, float] = {}
     for clients in numbers:
-        ours, _ = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, "auto")
-        found[f"{clients} clients"] = statistics.median(_times({"ours": ours}, 5)["ours"])
+        ours = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, "auto")
+        found[f"{clients} clients"] = statistics.median(_times({"ours": ours.play}, 5)["ours"])
     return found
 
 
@@ -199,17 +251,36 @@ def by_how(clients: int = 100, hows: tuple[How, ...] = ("map", "vmap", "10")) ->
     """The same MLP, its clients one after the other, all together, ten at a time."""
     rounds = {}
     for how in hows:
-        rounds[str(how)], _ = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, how)
+        rounds[str(how)] = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, how).play
     return {f"client.map={how}": statistics.median(times) for how, times in _times(rounds, 5).items()}
 
 
-def by_population(populations: tuple[int, ...] = (100, 10_000, 100_000), size: int = 50) -> dict[str, float]:
-    """Peak memory of a process that runs three FedAvg rounds of `size` clients drawn from a population."""
+def by_devices(clients: int = 100) -> dict[str, Any]:
+    """The same MLP, its clients dealt out to 1, 2, 4, ... devices."""
+    devices, rounds = jax.devices(), {}
+    if len(devices) == 1:
+        return {"devices": "one, so nothing to compare"}
+    x, y = _features(clients * 20)
+    numbers = [2**i for i in range(len(devices).bit_length()) if 2**i <= len(devices)]
+    for number in numbers:
+        how = core.Sharded(core.mesh(devices[:number]), "auto")
+        rounds[f"devices={number}"] = one_round(x, y, clients, "mlp", {"hidden": (64,)}, BATCH, how).play
+    return {name: statistics.median(times) for name, times in _times(rounds, 5).items()}
+
+
+def by_population(
+    populations: tuple[int, ...] = (100, 10_000, 100_000), size: int = 50, stateful: tuple[int, ...] = (100, 100_000)
+) -> dict[str, float]:
+    """Peak memory of a process that runs three rounds of `size` clients drawn from a population.
+
+    FedAvg's, whose clients keep nothing, and SCAFFOLD's, whose 75 KiB of each client are on the host.
+    """
     found = {}
-    for population in populations:
-        command = [sys.executable, "-m", "fedjax_pfl.benchmark", str(population), str(size)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{population} clients, {size} a round"] = json.loads(done.stdout)["peak_mib"]
+    for method, numbers in ("fedavg", populations), ("scaffold", stateful):
+        for population in numbers:
+            command = [sys.executable, "-m", "fedjax_pfl.benchmark", method, str(population), str(size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[f"{method}, {population} clients, {size} a round"] = json.loads(done.stdout)["peak_mib"]
     return found
 
 
@@ -245,10 +316,18 @@ def pfa_against_numpy(
     return found
 
 
+class Round(NamedTuple):
+    """A round that is measured."""
+
+    play: Callable[[], None]
+    compile_seconds: float
+    floor: float  # seconds that the products of its training steps alone would take
+
+
 def one_round(
     x: np.ndarray, y: np.ndarray, clients: int, model: str, options: Mapping[str, Any], batch_size: int, how: How
-) -> tuple[Callable[[], None], float]:
-    """A FedAvg round of all clients, compiled, as a function of nothing; and the seconds of compilation."""
+) -> Round:
+    """A FedAvg round of all clients."""
     setup, training = _training(x, model, options, batch_size, how)
     return _play(training, setup, "fedavg", x, y, clients)
 
@@ -262,8 +341,9 @@ def _play(
     clients: int,
     options: Mapping[str, Any] | None = None,
     validation: Sequence[np.ndarray] = (),
-) -> tuple[Callable[[], None], float]:
-    """Rows that aren't some client's validation rows are its training rows."""
+    models: int = 1,
+) -> Round:
+    """Rows that aren't some client's validation rows are its training rows; each client trains so many models."""
     algorithm = algorithms.build(method, training, options)
     pool = cohort.Pool(x, y)
     rows = cohort.Rows(pool, np.array_split(np.arange(len(x) - sum(map(len, validation))), clients))
@@ -271,9 +351,9 @@ def _play(
     ids = np.arange(clients, dtype=np.int32)
     some = cohort.assemble(rows, ids, how=training.how, validation=scored)
     key = jax.random.key(0)
-    state = algorithm.init(setup.init(key), clients)
+    state = core.everywhere(algorithm.init(setup.init(key), clients), training.how)
     began = time.perf_counter()
-    compiled = core.jit_round(algorithm).lower(state, some, key).compile()
+    compiled = core.jit_round(algorithm, training.how).lower(state, some, key).compile()
     compile_seconds = time.perf_counter() - began
     box = [state]
 
@@ -281,27 +361,93 @@ def _play(
         box[0], report = compiled(box[0], some, key)
         jax.block_until_ready((box[0], report))
 
-    return play, compile_seconds
+    steps = models * training.epochs * int(sum(-(-count // training.batch_size) for count in rows.counts))
+    return Round(play, compile_seconds, steps * _step(training, setup, x, y) / _rate())
+
+
+def _step(training: Training, setup: problem.Problem, x: np.ndarray, y: np.ndarray) -> float:
+    """Floating-point operations of the products of one training step."""
+    size, key = training.batch_size, jax.random.key(0)
+    rows = [((size, *each.shape[1:]), each.dtype) for each in (x, y)]
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct(*of) for of in (*rows, ((size,), bool), ((), np.float32), ((size,), np.int32))
+    ]
+    variables = dict(jax.eval_shape(setup.init, key))
+    params = variables.pop("params")
+
+    def loss(params: Any, others: Any, batch: local.Batch) -> Any:
+        return training.loss({"params": params, **others}, batch, key)
+
+    return products(jax.value_and_grad(loss, has_aux=True), params, variables, local.Batch(*shapes))
+
+
+def products(function: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of the matrix products and convolutions of a function, two for each multiplication.
+
+    Of a branch the most that it may take. Raises NotImplementedError for a loop whose length isn't known.
+    """
+
+    def of(program: Any) -> float:
+        total = 0.0
+        for equation in program.eqns:
+            name, params = equation.primitive.name, equation.params
+            shapes = [var.aval.shape for var in equation.invars]
+            if name == "dot_general":
+                (contracted, _), _ = params["dimension_numbers"]
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
+            elif name == "conv_general_dilated":
+                kernel = params["dimension_numbers"].rhs_spec
+                each = math.prod(shapes[1][i] for i in kernel[1:]) / math.prod(params["lhs_dilation"])
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * each
+            elif name == "cond":
+                total += max(of(branch.jaxpr) for branch in params["branches"])
+            elif name == "scan":
+                total += params["length"] * of(params["jaxpr"].jaxpr)
+            else:
+                inside = [
+                    each for value in params.values() for each in (value if isinstance(value, tuple) else (value,))
+                ]
+                inside = [getattr(each, "jaxpr", each) for each in inside]
+                inner = sum(of(each) for each in inside if hasattr(each, "eqns"))
+                if name == "while" and inner:
+                    raise NotImplementedError("products in a loop whose length isn't known")
+                total += inner
+        return total
+
+    return of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@functools.cache
+def _rate(size: int = 2048) -> float:
+    """Floating-point operations a second of one large matrix product in float32."""
+    product = jax.jit(lambda a: jax.numpy.dot(a, a, precision="highest"))
+    a = jax.numpy.ones((size, size), np.float32)
+    seconds = _times({"product": lambda: jax.block_until_ready(product(a))}, 5)["product"]
+    return 2 * size**3 / min(seconds)
 
 
 def _compared(
-    ours: Callable[[], None], theirs: Callable[[], None] | None, repeats: int, examples: int
+    ours: Round, theirs: Mapping[str, Callable[[], None]] | None, repeats: int, examples: int
 ) -> dict[str, Any]:
-    """Seconds of our round, and where PyTorch is installed of its round too, in turn, and their ratio."""
-    if theirs is None:
-        missing = "not installed (pip install 'fedjax_pfl[parity]'), so no ratio"
-        return {"PyTorch": missing, "seconds per round": statistics.median(_times({"ours": ours}, repeats)["ours"])}
-    times = _times({"ours": ours, "PyTorch": theirs}, repeats)
-    ratios = [a / b for a, b in zip(times["ours"], times["PyTorch"], strict=True)]
+    """Seconds of our round, and of the others' in turn, and their ratios; None: PyTorch is not installed."""
+    times = _times({"ours": ours.play, **(theirs or {})}, repeats)
     seconds = statistics.median(times["ours"])
-    return {
+    found: dict[str, Any] = {
+        "compile seconds": ours.compile_seconds,
         "seconds per round": seconds,
-        "seconds per round, PyTorch": statistics.median(times["PyTorch"]),
+        "floor, seconds": ours.floor,
+        "ratio ours / floor": seconds / ours.floor,
         "examples per second": examples / seconds,
-        "ratio ours / PyTorch": statistics.median(ratios),
-        "ratio, least": min(ratios),
-        "ratio, most": max(ratios),
     }
+    if theirs is None:
+        found["PyTorch"] = "not installed (pip install 'fedjax_pfl[parity]'), so no ratio"
+    for name in theirs or ():
+        ratios = [a / b for a, b in zip(times["ours"], times[name], strict=True)]
+        found[THEIRS + name] = statistics.median(times[name])
+        found[f"ratio ours / {name}"] = statistics.median(ratios)
+        found[f"ratio ours / {name}, least"] = min(ratios)
+        found[f"ratio ours / {name}, most"] = max(ratios)
+    return found
 
 
 def _training(
@@ -336,19 +482,24 @@ def _times(rounds: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, 
     return times
 
 
-def _population(population: int, size: int) -> float:
+def _population(method: str, population: int, size: int) -> float:
     """MiB at the peak of this process after three rounds of `size` out of `population` clients."""
     x, y = _features(2000)
     setup, training = _training(x, "mlp", {"hidden": (256,)}, BATCH, "auto")
-    algorithm = algorithms.build("fedavg", training)
+    algorithm = algorithms.build(method, training)
     rng = np.random.default_rng(0)
     rows = cohort.Rows(cohort.Pool(x, y), list(rng.integers(0, len(x), (population, 20))))
     sampler = cohort.Sampler(rows.counts, sampling="uniform", size=size)
-    state = algorithm.init(setup.init(jax.random.key(0)), population)
+    state = store.init(algorithm, setup.init(jax.random.key(0)), population, None)
+    stored = isinstance(state.clients, store.Store)
+    clients = store.Clients(state.clients if stored else None)
     one = core.jit_round(algorithm)
     for r in range(3):
-        state, _ = one(state, cohort.assemble(rows, *sampler(r)), jax.random.key(0))
-    jax.block_until_ready(state)
+        some = cohort.assemble(rows, *sampler(r), stored=stored)
+        clients.read(some)
+        state, _ = one(clients.of_cohort(state), some, jax.random.key(0))
+        state = clients.put_back(state)
+    jax.block_until_ready(state.server)
     return _peak()
 
 
@@ -390,4 +541,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "pfa":
         print(json.dumps({"peak_by_weights": _peak_of_pfa(int(sys.argv[2]), *sys.argv[3:])}))
     else:
-        print(json.dumps({"peak_mib": _population(int(sys.argv[1]), int(sys.argv[2]))}))
+        print(json.dumps({"peak_mib": _population(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))}))

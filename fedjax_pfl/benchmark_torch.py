@@ -12,11 +12,43 @@ from fedjax_pfl import benchmark_numpy
 
 def fedavg_round(x: np.ndarray, y: np.ndarray, clients: int, *, batch: int, lr: float) -> Callable[[], None]:
     """A FedAvg round of pfl-research's CNN; x [n, 32, 32, 3] uint8, y [n]."""
+    net = cnn_pfl()
+    return _round(net, clients, sgd(net, *tensors(x, y, clients), batch, lr))
+
+
+def resnet18_round(x: np.ndarray, y: np.ndarray, clients: int, *, batch: int, lr: float) -> Callable[[], None]:
+    """A FedAvg round of ResNet-18 with 10 classes; x [n, H, W, 3] uint8, y [n]."""
     import torch
     from torch import nn
 
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net = nn.Sequential(_resnet18(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return _round(net, clients, sgd(net, *tensors(x, y, clients), batch, lr))
+
+
+def sgd(net: Any, images: Any, labels: Any, batch: int, lr: float) -> Callable[[int], None]:
+    """An epoch of client k's batches."""
+    import torch
+
+    def client(k: int) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr)
+        order = torch.randperm(labels.shape[1])
+        for start in range(0, labels.shape[1], batch):
+            some = order[start : start + batch]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(images[k, some]), labels[k, some]).backward()
+            optimizer.step()
+
+    return client
+
+
+def cnn_pfl() -> Any:
+    """pfl-research's CNN for CIFAR-10, the same at each call."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
         nn.Conv2d(3, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
@@ -29,19 +61,14 @@ def fedavg_round(x: np.ndarray, y: np.ndarray, clients: int, *, batch: int, lr: 
         nn.Dropout(0.5),
         nn.Linear(128, 10),
     )
-    images = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).contiguous().reshape(clients, -1, 3, 32, 32)
-    labels = torch.from_numpy(y).long().reshape(clients, -1)
 
-    def client(k: int) -> None:
-        optimizer = torch.optim.SGD(net.parameters(), lr)
-        order = torch.randperm(labels.shape[1])
-        for start in range(0, labels.shape[1], batch):
-            some = order[start : start + batch]
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images[k, some]), labels[k, some]).backward()
-            optimizer.step()
 
-    return _round(net, clients, client)
+def tensors(x: np.ndarray, y: np.ndarray, clients: int) -> tuple[Any, Any]:
+    """Equal shares of the clients: x [n, H, W, 3] uint8 as [clients, n / clients, 3, H, W] from 0 to 1, and y [n]."""
+    import torch
+
+    images = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).contiguous()
+    return images.reshape(clients, -1, *images.shape[1:]), torch.from_numpy(y).long().reshape(clients, -1)
 
 
 def fedlgt_round(x: np.ndarray, y: np.ndarray, u: np.ndarray, e: np.ndarray, clients: int) -> Callable[[], None]:
@@ -334,8 +361,8 @@ def _round(net: Any, clients: int, client: Callable[[int], None]) -> Callable[[]
     return play
 
 
-def _label_mask_transformer(u: Any, e: Any) -> Any:
-    """The network of FedLGT, as `models.ctran`."""
+def _resnet18() -> Any:
+    """ResNet-18 without its pool and classifier."""
     import torch
     from torch import nn
 
@@ -356,17 +383,25 @@ def _label_mask_transformer(u: Any, e: Any) -> Any:
         def forward(self, x: Any) -> Any:
             return torch.relu(self.convolutions(x) + self.shortcut(x))
 
+    layers: list[Any] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    layers.append(nn.MaxPool2d(3, 2, 1))
+    widths = [64, 64, 128, 256, 512]
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        layers += [Block(inputs, outputs, 1 if inputs == outputs else 2), Block(outputs, outputs, 1)]
+    return nn.Sequential(*layers)
+
+
+def _label_mask_transformer(u: Any, e: Any) -> Any:
+    """The network of FedLGT, as `models.ctran`."""
+    import torch
+    from torch import nn
+
     table = torch.cat([torch.zeros(1, 512), e])
 
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            layers: list[Any] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-            layers.append(nn.MaxPool2d(3, 2, 1))
-            widths = [64, 64, 128, 256, 512]
-            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-                layers += [Block(inputs, outputs, 1 if inputs == outputs else 2), Block(outputs, outputs, 1)]
-            self.backbone = nn.Sequential(*layers)
+            self.backbone = _resnet18()
             self.norm = nn.LayerNorm(512)
             layer = nn.TransformerEncoderLayer(512, 4, 512, 0.1, batch_first=True)
             self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)

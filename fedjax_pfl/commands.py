@@ -175,22 +175,14 @@ def table(summary: dict[str, Any], which: str | None = None) -> str:
             for key, v in values.items()
             if key.startswith(start)
         ]
-    lines = [f"{summary['name']}: {which} round, {values['round']}; mean over clients", _columns(rows)]
+    lines = [f"{summary['name']}: {which} round, {values['round']}; mean over clients", log.columns(rows)]
     if len(clients) <= 40:
-        lines += ["", _columns(clients)]
+        lines += ["", log.columns(clients)]
     return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
-
-
-def _columns(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
 
 
 def _cache_compilations() -> None:

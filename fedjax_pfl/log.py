@@ -176,6 +176,15 @@ class Progress:
         return "".join(f", {name} {value:.4f}" for name, value in shown if value is not None)
 
 
+def columns(rows: list[list[str]]) -> str:
+    """Rows of as many cells each as lines of text, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the platform."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -4,6 +4,8 @@ A `Store` stands in `State.clients` between rounds. A round gets the rows of its
 saying whose is whose, and they are put back after it: so the device's memory follows the cohort.
 """
 
+import math
+import mmap
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from fedjax_pfl import tree
-from fedjax_pfl.core import Algorithm, Client, State, Variables
+from fedjax_pfl.core import Algorithm, Client, Cohort, State, Variables
 
 First = Callable[[Int[Array, " K"]], Client]
 
@@ -81,6 +83,39 @@ class Store:
         return store
 
 
+class Clients:
+    """Lends a `Store`'s states to one cohort after the other; without a store, states stay where they are."""
+
+    def __init__(self, stored: Store | None) -> None:
+        self._store, self._lent, self._read = stored, np.zeros(0, np.int32), (np.zeros(0, np.int32), ())
+
+    def read(self, some: Cohort) -> None:
+        """Read the states of the cohort that comes next, while another one's may be out."""
+        if self._store is not None:
+            ids = np.asarray(some.ids)
+            self._read = ids, self._store.take(ids)
+
+    def of_cohort(self, state: State) -> State:
+        """The state with what was read last, for the round of that cohort."""
+        if self._store is None:
+            return state
+        self._lent, states = self._read
+        return state._replace(clients=states)
+
+    def put_back(self, state: State) -> State:
+        """The state with the store again, and in it what the round made of the states that were lent."""
+        if self._store is None:
+            return state
+        self._store.put(self._lent, jax.device_get(state.clients))
+        ids, states = self._read
+        again = np.isin(ids, self._lent)  # read before the round ended
+        if again.any():
+            newer = self._store.take(ids[again])
+            for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(newer), strict=True):
+                old[again] = new
+        return state._replace(clients=self._store)
+
+
 def init(algorithm: Algorithm, variables: Variables, n: int, folder: Path | None) -> State:
     """`algorithm.init(variables, n)` with the clients' states in a store, if clients keep any.
 
@@ -100,7 +135,12 @@ def take(clients: Any, ids: np.ndarray) -> Client:
 
 def _empty(shape: tuple[int, ...], dtype: Any, folder: Path | None) -> np.ndarray:
     """Room that takes memory, or space on the disk, only where it is written to."""
-    if folder is None or 0 in shape:
+    if 0 in shape:
         return np.empty(shape, dtype)
+    if folder is None:  # not np.empty, which asks for pages of 2 MiB
+        memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(memory, dtype).reshape(shape)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, dtype, "w+", shape=shape)

@@ -18,7 +18,7 @@ from fedjax_pfl import checkpoint, cohort, core, experiment, log, metrics, multi
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.store import Store
+from fedjax_pfl.store import Clients, Store
 
 
 def run(
@@ -169,39 +169,6 @@ def _rounds(
                 saved = round
             bar.update(round, loss, value, seconds)
     return state, progress, compiled.seconds
-
-
-class Clients:
-    """Lends a `Store`'s states to one cohort after the other; without a store, states stay where they are."""
-
-    def __init__(self, stored: Store | None) -> None:
-        self._store, self._lent, self._read = stored, np.zeros(0, np.int32), (np.zeros(0, np.int32), ())
-
-    def read(self, some: Cohort) -> None:
-        """Read the states of the cohort that comes next, while another one's may be out."""
-        if self._store is not None:
-            ids = np.asarray(some.ids)
-            self._read = ids, self._store.take(ids)
-
-    def of_cohort(self, state: State) -> State:
-        """The state with what was read last, for the round of that cohort."""
-        if self._store is None:
-            return state
-        self._lent, states = self._read
-        return state._replace(clients=states)
-
-    def put_back(self, state: State) -> State:
-        """The state with the store again, and in it what the round made of the states that were lent."""
-        if self._store is None:
-            return state
-        self._store.put(self._lent, jax.device_get(state.clients))
-        ids, states = self._read
-        again = np.isin(ids, self._lent)  # read before the round ended
-        if again.any():
-            newer = self._store.take(ids[again])
-            for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(newer), strict=True):
-                old[again] = new
-        return state._replace(clients=self._store)
 
 
 class Profile:

@@ -14,7 +14,11 @@ from fedjax_pfl import benchmark, models
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts in their smallest form."""
-    monkeypatch.setattr(benchmark, "against_torch", lambda: {"ratio ours / PyTorch": 0.5})
+    whole = {"seconds per round": 1.5, "floor, seconds": 0.25, "ratio ours / floor": 6.0, "compile seconds": 2.0}
+    whole |= {"examples per second": 1234.0, "seconds per round, PyTorch": 3.0, "ratio ours / PyTorch": 0.5}
+    monkeypatch.setattr(benchmark, "against_torch", lambda: whole | {"Flower": "not installed"})
+    monkeypatch.setattr(benchmark, "resnet_against_torch", lambda: whole | {"seconds per round, Flower": 7.5})
+    monkeypatch.setattr(benchmark, "by_devices", lambda: {"devices=1": 0.75})
     monkeypatch.setattr(benchmark, "fedlgt_against_torch", lambda: {"ratio ours / PyTorch": 0.625})
     monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
     monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
@@ -32,25 +36,72 @@ def test_prints_and_writes_what_it_returns(monkeypatch, tmp_path, capsys):
     assert "0.500" in printed
     assert "0.625" in printed
     assert "300.000" in printed
+    assert [" ".join(line.split()) for line in printed.splitlines()[-3:]] == [
+        "seconds per round ours floor ours/floor PyTorch ours/PyTorch Flower ours/Flower examples/s compile s",
+        "FedAvg, CNN of pfl-research 1.5 0.25 6 3 0.5 - - 1.23e+03 2",
+        "FedAvg, ResNet-18 1.5 0.25 6 3 0.5 7.5 - 1.23e+03 2",
+    ]
     assert "0.375" in printed
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(json.dumps(found))
 
 
 def test_without_torch_it_says_so(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
-    monkeypatch.setattr(benchmark, "one_round", lambda *args: (lambda: None, 1.5))
+    monkeypatch.setattr(benchmark, "one_round", lambda *args: benchmark.Round(lambda: None, 1.5, 0.5))
     found = benchmark.against_torch(repeats=1, clients=1)
     assert "not installed" in found["PyTorch"]
     assert found["compile seconds"] == 1.5
-    assert not any(key.startswith("ratio") for key in found)
+    assert [key for key in found if key.startswith("ratio")] == ["ratio ours / floor"]
+    assert "PyTorch" not in benchmark.table({"a": found})
 
 
-def test_a_round_changes_the_model_and_compiles_once():
+def test_a_round_changes_the_model_and_compiles_once(monkeypatch):
     x, y = benchmark._features(3 * 20)
-    play, compile_seconds = benchmark.one_round(x, y, 3, "mlp", {"hidden": (4,)}, 10, "map")
+    monkeypatch.setattr(benchmark, "_rate", lambda: 1000.0)
+    play, compile_seconds, floor = benchmark.one_round(x, y, 3, "mlp", {"hidden": (4,)}, 10, "map")
     assert compile_seconds > 0
+    # 2 steps of each of 3 clients; products of 64 x 4 forward and backward, of 4 x 10 forward and back to weights and inputs
+    assert floor == 6 * 10 * 2 * (2 * 64 * 4 + 3 * 4 * 10) / 1000
     play()
     play()  # the state was donated: the second round needs the first one's
+
+
+def test_products():
+    image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+
+    def conv(image, kernel):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    one = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)  # two for each multiplication
+    assert benchmark.products(conv, image, kernel) == one
+    gradients = benchmark.products(jax.grad(lambda *args: conv(*args).sum(), (0, 1)), image, kernel)
+    assert gradients == 3 * one  # forward, to the input and to the kernel
+
+    a = jnp.zeros((4, 4))
+    square = 2 * 4**3
+    assert benchmark.products(jax.jit(lambda a: a @ a), a) == square
+    assert benchmark.products(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, 5)[0], a) == 5 * square
+    both = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a)  # noqa: E731
+    assert benchmark.products(both, a) == 2 * square
+    assert benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c + a, a), a, 3) == 0
+    with pytest.raises(NotImplementedError):
+        benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c @ a, a), a, 3)
+
+
+def test_by_devices():
+    """Of the four that conftest makes."""
+    found = benchmark.by_devices(clients=6)
+    assert list(found) == ["devices=1", "devices=2", "devices=4"]
+    assert all(seconds > 0 for seconds in found.values())
+
+
+@pytest.mark.slow
+def test_memory_follows_the_cohort_where_states_are_on_the_host():
+    """Of 75 KiB a client, 10,000 would be 730 MiB."""
+    few, many = benchmark.by_population((), 5, (100, 10_000)).values()
+    assert many < few + 200
 
 
 def test_times_leave_the_first_out():
@@ -92,17 +143,25 @@ def test_pfas_measurement():
 def test_ratio_to_torch():
     pytest.importorskip("torch")
     found = benchmark.against_torch(repeats=2, clients=1)
-    assert 0 < found["ratio, least"] <= found["ratio ours / PyTorch"] <= found["ratio, most"]
+    ratio = "ratio ours / PyTorch"
+    assert 0 < found[f"{ratio}, least"] <= found[ratio] <= found[f"{ratio}, most"]
 
 
 @pytest.mark.parity
 def test_ratio_is_ours_by_theirs(monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr(benchmark, "one_round", lambda *args: (lambda: None, 1.0))
+    monkeypatch.setattr(benchmark, "one_round", lambda *args: benchmark.Round(lambda: None, 1.0, 0.5))
     monkeypatch.setattr(benchmark.benchmark_torch, "fedavg_round", lambda *args, **options: lambda: None)
-    monkeypatch.setattr(benchmark, "_times", lambda *args: {"ours": [1.0, 2.0, 1.5], "PyTorch": [2.0, 2.0, 2.0]})
+    monkeypatch.setattr(
+        benchmark,
+        "_times",
+        lambda rounds, repeats: {name: [1.0, 2.0, 1.5] if name == "ours" else [2.0, 2.0, 2.0] for name in rounds},
+    )
     found = benchmark.against_torch(clients=2)
-    assert [found[f"ratio{name}"] for name in (" ours / PyTorch", ", least", ", most")] == [0.75, 0.5, 1.0]
+    assert [found[f"ratio ours / PyTorch{name}"] for name in ("", ", least", ", most")] == [0.75, 0.5, 1.0]
+    assert found["ratio ours / floor"] == 3.0
+    missing = [name for name, (module, _) in benchmark.benchmark_peers.PEERS.items() if name in found]
+    assert all("not installed" in found[name] for name in missing)
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ def test_a_run_with_two_architectures(tmp_path):
     """Each hospital's scores are those of its own model; a run can be gone on with."""
     config = fedmd_digits.get_config()
     config.rounds = 3
+    config.split.max_examples = 240
     config.client.optimizer = "sgd"
     config.model.per_client = ("mlp", "cnn_niid", "mlp(hidden=(5,), norm='batch')")  # the fourth gets an mlp as well
     config.fedmd.pretrain_epochs = config.fedmd.private_epochs = 1

@@ -33,6 +33,7 @@ def small(method: str = "fedavg", **changes):
     config.model.mlp.norm = "batch"
     config.client.sgd.momentum = 0.5
     config.finetune.start = 2
+    config.faug.gan_steps = 20
     config.cohort.sampling = "uniform"
     config.cohort.size = 3
     config.cohort.drop_out = 0.2
