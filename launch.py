@@ -33,6 +33,12 @@ _STOP_AT = flags.DEFINE_integer("stop_at", 0, "train: save and stop after this r
 _PROFILE = flags.DEFINE_integer(
     "profile", 0, "train: record so many rounds of this start into the run's folder profile/, for xprof or Perfetto.", 0
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "train on several hosts: HOST:PORT of the first of them; each runs the same command, and they "
+    "share the folder of the run. auto: as the cluster (Slurm, Open MPI, ...) says, without the next two flags."
+)  # fmt: skip
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "train on several hosts: how many processes there are.", 1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "train on several hosts: which of them this is, from 0.", 0)
 _KNOWN = flags.DEFINE_list(
     "known_labels", [], "eval: tell a label-mask model so many labels (5), or these (person,dog), of each example."
 )
@@ -63,9 +69,13 @@ def main(argv: list[str]) -> int:
 
 
 def _run() -> int:
-    from fedjax_pfl import commands  # jax and all: only now, so that --help is quick
+    from fedjax_pfl import commands, hosts  # jax and all: only now, so that --help is quick
 
     mode = _MODE.value
+    if _COORDINATOR.value or _PROCESSES.value or _PROCESS.value is not None:
+        if mode != "train":
+            raise UserError(f"--coordinator_address: several hosts only train, found --mode={mode}")
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if mode == "report":
         return commands.report(_RUNS.value, _WORKDIR.value, _METRICS.value, _WHICH.value, _MIX.value)
     config = _CONFIG.value

@@ -429,6 +429,7 @@ def get_config() -> ConfigDict:
     )
     config.scaffold = dict(
         option=2,  # control variate: 1 (gradient at the server's model) | 2 (from the path)
+        corrected="gradient",  # gradient (paper) | step (after the optimiser's step, past momentum: NIID-Bench)
         server_lr=1.0,  # eta_g
         weighting="uniform",
     )

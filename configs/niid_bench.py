@@ -31,7 +31,7 @@ PARTITIONS: dict[str, Mapping[str, Any]] = {
 METHODS: dict[str, Mapping[str, Any]] = {
     "fedavg": {},
     "fedprox": {"fedprox.mu": 0.01},
-    "scaffold": {},
+    "scaffold": {"scaffold.corrected": "step"},
     "fednova": {},
 }
 VARIANTS: dict[str, Mapping[str, Any]] = {

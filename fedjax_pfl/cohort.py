@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from fedjax_pfl.core import NOWHERE, ClientData, Cohort, How, Sharded
+from fedjax_pfl import hosts
+from fedjax_pfl.core import CLIENTS, NOWHERE, ClientData, Cohort, How, Sharded
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError, nearest
 
@@ -128,7 +130,7 @@ class Rows:
         self.n_max = n_max or max(1, int(self.counts.max(initial=0)))
         self.shared = self.n > 1 and all(rows is index[0] for rows in index)  # everybody has the same rows
         self._noise = np.zeros(self.n, np.float32) if noise is None else np.asarray(noise, np.float32)
-        self._last: tuple[bytes, ClientData] | None = None
+        self._last: tuple[tuple[bytes, int], ClientData] | None = None
 
     def index(self, id: int) -> np.ndarray:
         """Which rows [count] of the pool one client has."""
@@ -138,12 +140,16 @@ class Rows:
         """The targets [count, ...] of one client, on the host."""
         return np.asarray(self.pool.y[self._index[id]])
 
-    def __call__(self, ids: np.ndarray) -> ClientData:
-        """The examples of the given clients, [K, n_max, ...]; an id of N or more has none."""
+    def __call__(self, ids: np.ndarray, among: np.ndarray | None = None) -> ClientData:
+        """The examples of the given clients, [K, n_max, ...]; an id of N or more has none.
+
+        They are padded as those of `among` together would be (None: as they themselves).
+        """
         ids = np.asarray(ids, np.int32)
-        if self._last is not None and self._last[0] == ids.tobytes():
+        n_max = self._padded(ids if among is None else among)
+        if self._last is not None and self._last[0] == (ids.tobytes(), n_max):
             return self._last[1]  # a cohort of all clients is gathered once
-        rows = np.zeros((len(ids), self._padded(ids)), np.int32)
+        rows = np.zeros((len(ids), n_max), np.int32)
         counts = np.zeros(len(ids), np.int32)
         noise = np.zeros(len(ids), np.float32)
         for k, id in enumerate(ids):
@@ -151,7 +157,7 @@ class Rows:
                 counts[k], noise[k] = self.counts[id], self._noise[id]
                 rows[k, : counts[k]] = self._index[id]
         data = ClientData(jnp.asarray(ids), jnp.asarray(counts), *self.pool.take(rows), jnp.asarray(noise))
-        self._last = (ids.tobytes(), data)
+        self._last = ((ids.tobytes(), n_max), data)
         return data
 
     def slices(self, id: int, size: int) -> Iterator[ClientData]:
@@ -201,11 +207,24 @@ def assemble(
     weight = np.concatenate([weight, np.zeros(padding, np.float32)])
     dealt = np.arange(len(ids)).reshape(-1, devices, chunk).swapaxes(0, 1).reshape(-1)
     ids, weight = ids[dealt], weight[dealt]
-    data = rows(ids)
+    mine = _of_this_host(len(ids), how)  # a host reads the examples of its own clients alone
+    data = rows(ids[mine], ids)
     if validation is not None:
-        data = data._replace(validation=validation(ids))
-    places = jnp.asarray(np.where(ids < rows.n, np.arange(len(ids), dtype=np.int32), NOWHERE)) if stored else ()
-    return Cohort(jnp.asarray(ids), jnp.asarray(weight), data, places)
+        data = data._replace(validation=validation(ids[mine], ids))
+    places = jnp.asarray(np.where(ids < rows.n, np.arange(len(ids), dtype=np.int32), NOWHERE)[mine]) if stored else ()
+    cohort = Cohort(jnp.asarray(ids[mine]), jnp.asarray(weight[mine]), data, places)
+    if not (isinstance(how, Sharded) and hosts.several()):
+        return cohort
+    return hosts.spread(cohort, NamedSharding(how.mesh, PartitionSpec(CLIENTS)))
+
+
+def _of_this_host(rows: int, how: How) -> slice:
+    """Which of a cohort's rows this host's devices have; the mesh names the devices host by host."""
+    if not (isinstance(how, Sharded) and hosts.several()):
+        return slice(rows)
+    each = rows // how.mesh.size
+    mine = [i for i, device in enumerate(how.mesh.devices.flat) if device.process_index == jax.process_index()]
+    return slice(mine[0] * each, (mine[-1] + 1) * each)
 
 
 def _chunk(how: Any) -> int:

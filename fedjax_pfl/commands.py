@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fedjax_pfl import data, experiment, log, metrics, protocol
+from fedjax_pfl import data, experiment, hosts, log, metrics, protocol
 from fedjax_pfl import train as training
 from fedjax_pfl.data.files import cache_folder
 from fedjax_pfl.errors import UserError
@@ -25,6 +25,8 @@ def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False, prof
     except training.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         return interrupted.exit_status
+    if not hosts.first():
+        return 0
     if profile and Path(workdir, "profile").exists():
         print(f"profile of {profile} rounds in {workdir}/profile: look at it with xprof or https://ui.perfetto.dev")
     if summary is None:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_pfl import algorithms, core, imbalance, local, losses, models, problem, registry, score, text
-from fedjax_pfl.algorithms.optimisation import feddyn, fednova, mime, moon
+from fedjax_pfl import algorithms, core, hosts, imbalance, local, losses, models, problem, registry, score, text
+from fedjax_pfl.algorithms.optimisation import feddyn, fednova, mime, moon, scaffold
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
 from fedjax_pfl.errors import UserError, nearest
@@ -77,6 +77,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "finetune.lr_factor": _POSITIVE,
     "fedprox.mu": _AT_LEAST_0,
     "scaffold.option": (lambda v: v in (1, 2), "1 or 2"),
+    "scaffold.corrected": _one_of(*scaffold.CORRECTED),
     "fednova.mu": _AT_LEAST_0,
     "fednova.server_momentum": _SHARE,
     "fednova.fidelity": _FIDELITY,
@@ -365,7 +366,10 @@ def over_devices(config: Any) -> core.How:
         UserError: there are fewer.
     """
     found = jax.devices()
-    number = config.devices or (1 if jax.default_backend() == "cpu" else len(found))
+    alone = jax.default_backend() == "cpu" and not hosts.several()
+    number = config.devices or (1 if alone else len(found))
+    if hosts.several() and number != len(found):
+        raise UserError(f"config.devices: found {number}, expected 0 or {len(found)}, all devices, with several hosts")
     if number > len(found):
         raise UserError(f"config.devices: found {number}, expected at most {len(found)}, as many as JAX sees")
     if number == 1:

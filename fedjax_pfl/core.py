@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fedjax_pfl import compiler, tree
+from fedjax_pfl import compiler, hosts, tree
 
 Variables = Any  # Flax linen variables: {'params': ..., 'batch_stats': ...}
 Server = Any
@@ -382,8 +382,11 @@ def jit_round(algorithm: Algorithm, how: How = "auto") -> Any:
 
 
 def everywhere(tree_: Any, how: How) -> Any:
-    """A state on all devices among which `how` deals out the clients."""
-    return jax.device_put(tree_, NamedSharding(how.mesh, PartitionSpec())) if isinstance(how, Sharded) else tree_
+    """A state on all devices among which `how` deals out the clients (all hosts give the same)."""
+    if not isinstance(how, Sharded):
+        return tree_
+    whole = NamedSharding(how.mesh, PartitionSpec())
+    return hosts.spread(tree_, whole) if hosts.several() else jax.device_put(tree_, whole)
 
 
 class Kept(NamedTuple):

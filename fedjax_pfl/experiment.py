@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_pfl import cohort, data, evaluate, store
+from fedjax_pfl import cohort, core, data, evaluate, hosts, store
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, State
 from fedjax_pfl.data import Federation
@@ -75,7 +75,7 @@ def prepare(config: Any) -> Setup:
         variables = each if groups else each[0]
         place = _place(config, algorithm, variables, trainers)
         if place == "device":
-            return algorithm.init(variables, trainers)
+            return core.everywhere(algorithm.init(variables, trainers), training.how)
         folder = folder or Path(tempfile.gettempdir())
         return store.init(algorithm, variables, trainers, folder if place == "disk" else None)
 
@@ -94,25 +94,33 @@ def prepare(config: Any) -> Setup:
             federation.client_names,
             splits,
             batch_size=config.eval.batch_size,
-            how=training.how,
+            how=_on_this_host(training.how),
             key=key_eval,
             groups=[(each, of.members) for each, of in groups],
         ),
         evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
-        key_rounds,
+        core.everywhere(key_rounds, training.how),
         init,
     )
+
+
+def _on_this_host(how: core.How) -> core.How:
+    """Each host evaluates all clients, on its own devices."""
+    if not (isinstance(how, core.Sharded) and hosts.several()):
+        return how
+    return core.Sharded(core.mesh(jax.local_devices()), how.how)
 
 
 def _place(config: Any, algorithm: Algorithm, variables: Any, n: int) -> str:
     """Where the clients' states are between rounds: device, host or disk."""
     place, several = config.cohort.states, bool(config.model.per_client)
-    if several and place not in ("auto", "device"):
-        raise UserError(f"config.cohort.states: found '{place}', expected 'device' with config.model.per_client")
+    if (several or hosts.several()) and place not in ("auto", "device"):
+        why = "config.model.per_client" if several else "several hosts"
+        raise UserError(f"config.cohort.states: found '{place}', expected 'device' with {why}")
     if place != "auto":
         return place
-    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if several or memory is None:  # a CPU's device is the host
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if several or hosts.several() or memory is None:  # a CPU's device is the host
         return "device"
     shapes = jax.eval_shape(lambda variables: algorithm.init(variables, n).clients, variables)
     needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, data, evaluate, log, store, traffic
+from fedjax_pfl import checkpoint, cohort, core, data, evaluate, hosts, log, store, traffic
 from fedjax_pfl.core import State
 from fedjax_pfl.errors import UserError, nearest
 from fedjax_pfl.experiment import Setup, prepare
@@ -29,6 +29,7 @@ def evaluation(
         held_out: besides, `held_out/<model>/...`: the test split of the clients that never trained, each as a newcomer.
         known: labels that a label-mask model is told.
     """
+    state = hosts.here(state)
     trainers, everybody = np.arange(setup.trainers), np.arange(len(setup.federation.client_names))
     one = one_model(setup, state)
     found: dict[str, float | None] = {}
@@ -44,7 +45,7 @@ def evaluation(
             values = setup.evaluator(candidate, state, split, trainers, known=known)
             found |= {f"{split}/{model}/{key}": value for key, value in values.items()}
         if held_out and len(everybody) > setup.trainers:
-            fresh = setup.init()
+            fresh = hosts.here(setup.init())
             newcomer = jax.tree.map(lambda leaf: leaf[0], store.take(fresh.clients, np.zeros(1, np.int32)))
             values = setup.evaluator(
                 setup.candidates[model], state, "test", everybody[setup.trainers :], newcomer, known
@@ -97,7 +98,7 @@ def summarise(
 
 def _communication(setup: Setup, state: State) -> dict[str, float]:
     """Bytes that a client gets and sends in a round, on average over the first cohort."""
-    stored = isinstance(state.clients, store.Store)
+    state, stored = hosts.here(state), isinstance(state.clients, store.Store)
     some = cohort.assemble(setup.rows, *setup.sampler(0), validation=setup.validation, stored=stored)
     if stored:
         state = state._replace(clients=store.take(state.clients, np.asarray(some.ids)))
@@ -110,6 +111,7 @@ def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | N
     A row without its diagonal says how a model trained at one client does elsewhere (source-only transfer). Models that
     adapt to a client's data are here as they were before.
     """
+    state = hosts.here(state)
     names, everybody = setup.federation.client_names[: setup.trainers], np.arange(setup.trainers)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for i, name in enumerate(names):
@@ -184,7 +186,7 @@ def curve(report: core.Report, names: Sequence[str]) -> dict[str, float]:
 def described(setup: Setup, state: State) -> dict[str, float]:
     """Flat keys `server/<what>/client/<name>`: what the server thinks of each client that trains."""
     found = {}
-    for what, values in jax.device_get(setup.algorithm.describe(state.server)).items():
+    for what, values in jax.device_get(setup.algorithm.describe(hosts.here(state.server))).items():
         names = setup.federation.client_names[: setup.trainers]
         found |= {f"server/{what}/client/{name}": float(v) for name, v in zip(names, values, strict=True)}
     return found

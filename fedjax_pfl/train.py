@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +14,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_pfl import checkpoint, cohort, core, experiment, log, metrics, multilabel, protocol, segmentation
+from fedjax_pfl import (
+    checkpoint,
+    cohort,
+    core,
+    data,
+    experiment,
+    hosts,
+    log,
+    metrics,
+    multilabel,
+    protocol,
+    segmentation,
+)
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm, Cohort, State
 from fedjax_pfl.errors import UserError
@@ -24,7 +36,7 @@ from fedjax_pfl.store import Clients, Store
 def run(
     config: Any, workdir: str | Path, *, stop_at: int = 0, quiet: bool = False, profile: int = 0
 ) -> dict[str, Any] | None:
-    """Train, or go on training, in `workdir`, and write all that a run leaves there.
+    """Train, or go on training, in `workdir`, and write all that a run leaves there (of several hosts the first one does).
 
     Args:
         config: as `configs/base.py` makes it.
@@ -44,10 +56,14 @@ def run(
     setup = experiment.prepare(config)
     main = f"{config.eval.model}/{config.eval.metric or metrics.main(setup.federation.task)}"
     _check_main(main, setup)
-    _claim(workdir, config_json)
+    hosts.check_alike("configs", json.dumps(config_json, sort_keys=True))
+    hosts.check_alike("data", data.fingerprint(setup.federation))
+    quiet = quiet or not hosts.first()
+    if hosts.first():
+        _claim(workdir, config_json)
     if not quiet and (notes := getattr(setup.problem.model, "notes", "")):
         print(notes, flush=True)
-    with Interrupt() as interrupt, log.Log(workdir, tensorboard=config.tensorboard) as records:
+    with _own(workdir) as folder, Interrupt() as interrupt, log.Log(folder, tensorboard=config.tensorboard) as records:
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         try:
             state = setup.init(workdir)
@@ -64,20 +80,20 @@ def run(
                     config, setup, state, progress, end, main, records, checkpoints, interrupt, recording, quiet
                 )
             checkpoints.wait()
-            if interrupt.signal is not None and progress.round < config.rounds:
-                raise Interrupted(interrupt.signal, progress.round, workdir)
             if progress.round < config.rounds:
+                if (signal := hosts.any_of(interrupt.signal)) is not None:
+                    raise Interrupted(signal, progress.round, workdir)
                 return None
             summary = protocol.summarise(config, setup, state, progress, checkpoints, main)
             summary["compile_seconds"] = compile_seconds
             if setup.federation.task == "multi":
-                _write_classes(config, setup, state, workdir)
+                _write_classes(config, setup, hosts.here(state), folder)
             if setup.federation.task == "mask" and config.plots:
-                _draw_masks(setup, state, workdir)
+                _draw_masks(setup, hosts.here(state), folder)
         finally:
             checkpoints.close()
-        log.write_json(workdir / "summary.json", summary)
-        if config.plots:
+        log.write_json(folder / "summary.json", summary)
+        if config.plots and hosts.first():
             from fedjax_pfl import plots
 
             plots.training(records.records(), workdir / "plots" / "training.png", f"validation/{main}")
@@ -126,11 +142,12 @@ def _rounds(
 
     some = next_cohort(progress.round)
     clients.read(some)
+    stopping = hosts.any_of(interrupt.signal)
     compiled = _Compiled(setup.algorithm, how)
     saved = progress.round
     with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
         for round in range(progress.round + 1, end + 1):
-            if interrupt.signal is not None:
+            if stopping is not None:
                 break
             state = clients.of_cohort(state)
             one_round = compiled.round(state, some, setup.key)
@@ -164,7 +181,8 @@ def _rounds(
                     bar.say(line)
                 if round >= config.eval.best_from * config.rounds and _better(value, progress.best_value, main):
                     progress, improved = progress._replace(best_round=round, best_value=value), True
-            if improved or round % config.checkpoint.every == 0 or round == end or interrupt.signal is not None:
+            stopping = hosts.any_of(interrupt.signal)
+            if improved or round % config.checkpoint.every == 0 or round == end or stopping is not None:
                 checkpoints.save(state, progress)
                 saved = round
             bar.update(round, loss, value, seconds)
@@ -283,6 +301,16 @@ def _check_same_config(workdir: Path, new: dict[str, Any]) -> None:
             f"--workdir: {workdir} holds a run with another config ({'; '.join(changed[:5])}); "
             "give another --workdir, or the old config to go on"
         )
+
+
+@contextlib.contextmanager
+def _own(workdir: Path) -> Iterator[Path]:
+    """Where this host writes: the first one in the run's folder, any other where nobody looks."""
+    if hosts.first():
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _claim(workdir: Path, config: dict[str, Any]) -> None:

@@ -214,10 +214,16 @@ def test_fedprox():
 
 
 @pytest.mark.parametrize(
-    ("option", "weighting", "drop_last"), [(1, "uniform", True), (2, "uniform", False), (2, "examples", True)]
+    ("option", "weighting", "drop_last", "corrected"),
+    [
+        (1, "uniform", True, "gradient"),
+        (2, "uniform", False, "gradient"),
+        (2, "examples", True, "gradient"),
+        (2, "uniform", False, "step"),
+    ],
 )
-def test_scaffold(option, weighting, drop_last):
-    settings = {"option": option, "server_lr": 0.8, "weighting": weighting}
+def test_scaffold(option, weighting, drop_last, corrected):
+    settings = {"option": option, "server_lr": 0.8, "weighting": weighting, "corrected": corrected}
     oracle = functools.partial(scaffold.scaffold, batch_size=toy.BATCH, **settings)
     check("scaffold", settings, oracle, with_control, control, training={"drop_last": drop_last})
 

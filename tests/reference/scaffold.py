@@ -15,7 +15,18 @@ def full_gradient(model, x, y, batch_size):
     return total
 
 
-def scaffold(model, data, rounds, batches, solver, option, server_lr=1.0, weighting="uniform", batch_size=None):
+def scaffold(
+    model,
+    data,
+    rounds,
+    batches,
+    solver,
+    option,
+    corrected="gradient",
+    server_lr=1.0,
+    weighting="uniform",
+    batch_size=None,
+):
     n = len(data)
     x_, statistics_ = parameters(model), statistics(model)
     c = {name: np.zeros_like(value) for name, value in x_.items()}
@@ -28,7 +39,12 @@ def scaffold(model, data, rounds, batches, solver, option, server_lr=1.0, weight
             for epoch in batches(t, k):
                 for rows in epoch:
                     _, g, s_k = train_batch({**y_k, **s_k}, x[rows], y[rows])
-                    y_k = optimizer.step(y_k, {name: g[name] - c_k[k][name] + c[name] for name in g})
+                    correction = {name: c[name] - c_k[k][name] for name in g}
+                    if corrected == "gradient":
+                        y_k = optimizer.step(y_k, {name: g[name] + correction[name] for name in g})
+                    else:
+                        y_k = optimizer.step(y_k, g)
+                        y_k = {name: y_k[name] - optimizer.lr * correction[name] for name in y_k}
                     steps += 1
             if steps == 0:
                 c_plus = c_k[k]

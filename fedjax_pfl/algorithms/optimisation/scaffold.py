@@ -32,7 +32,17 @@ class Upload(NamedTuple):
     delta_c: Any
 
 
-def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, weighting: str = "uniform") -> Algorithm:
+CORRECTED = ("gradient", "step")
+
+
+def scaffold(
+    training: Training,
+    *,
+    option: int = 2,
+    corrected: str = "gradient",
+    server_lr: float = 1.0,
+    weighting: str = "uniform",
+) -> Algorithm:
     """Stochastic controlled averaging.
 
     c = mean of c_i over all N clients, at every round and any participation, unless an upload is lost. Control variates
@@ -40,6 +50,9 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
 
     Args:
         option: 1 (gradient at the server's point over all of the client's examples, without weight decay) or 2.
+        corrected: what c - c_i is added to: 'gradient', as in the paper, or 'step', y_i <- y_i - eta_l (c - c_i) after the
+            optimiser's, as in NIID-Bench's code. The same for plain SGD. With momentum the control variates of option II
+            grow as the steps do, so that through the gradient momentum counts twice and long local training diverges.
         server_lr: eta_g.
         weighting: of the model updates: 'uniform' (the paper's) or 'examples'.
 
@@ -54,7 +67,10 @@ def scaffold(training: Training, *, option: int = 2, server_lr: float = 1.0, wei
         (x, c), c_i = download, client.c_i
         lr = training.lr(round)
         # Lines 7-11: y_i <- y_i - eta_l (g_i(y_i) - c_i + c)
-        tx = optax.chain(local.correct(tree.sub(c, c_i)), training.optimizer(lr))
+        if corrected == "gradient":
+            tx = optax.chain(local.correct(tree.sub(c, c_i)), training.optimizer(lr))
+        else:
+            tx = optax.chain(training.optimizer(lr), local.correct(tree.scale(lr, tree.sub(c_i, c))))
         y_i, metrics = local.train(training, tx, x, data, key)
         # Line 12, with K the client's own number of steps
         if option == 1:
