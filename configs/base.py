@@ -12,6 +12,9 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything random: initial model, partition, splits, cohorts, batches
     config.method = "fedavg"  # a name in fedjax_pfl.algorithms.METHODS; its options stand in the section of that name
     config.rounds = 20  # number of rounds R
+    config.rounds_per_call = (
+        1  # so many in one call of the compiled program; divides rounds, eval.every, checkpoint.every
+    )
     config.devices = 0  # among which a round's clients are dealt out; 0 = all accelerators, or the one CPU
 
     # Data ---------------------------------------------------------------------------------------------------------

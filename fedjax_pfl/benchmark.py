@@ -9,7 +9,7 @@
    PyTorch, and an epoch of deputy-enhanced transfer against one of FedAvg.
 5. One KD3A epoch (5 parties x 512 images of 32x32, batch 64) against the same in PyTorch.
 6. Time per round against the number of clients (linear), by how clients run (one after the other, together, in chunks), and
-   by the number of devices where there are several.
+   by rounds in a call, and by the number of devices where there are several.
 7. Peak memory against the population at one cohort size: it follows the cohort, also where a method keeps a state of each
    client, if these are on the host.
 8. Progressive Fourier aggregation of 10 clients' ResNet-18 (time is linear in the clients) against the same as a NumPy loop
@@ -82,6 +82,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
         ("KD3A, digit CNN", kd3a_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
+        ("seconds per round by rounds in a call", by_call),
         ("seconds per round by number of devices", by_devices),
         ("peak memory (MiB) by population", by_population),
         ("progressive Fourier aggregation", pfa_against_numpy),
@@ -253,6 +254,37 @@ def by_how(clients: int = 100, hows: tuple[How, ...] = ("map", "vmap", "10")) ->
     for how in hows:
         rounds[str(how)] = one_round(*_features(clients * 20), clients, "mlp", {"hidden": (64,)}, BATCH, how).play
     return {f"client.map={how}": statistics.median(times) for how, times in _times(rounds, 5).items()}
+
+
+def by_call(
+    population: int = 100, size: int = 10, calls: tuple[int, ...] = (1, 10), rounds: int = 20
+) -> dict[str, float]:
+    """The same MLP, new cohorts of a population, so many rounds in a call of the compiled program; the host's part included."""
+    x, y = _features(population * 20)
+    setup, training = _training(x, "mlp", {"hidden": (64,)}, BATCH, "auto")
+    algorithm = algorithms.build("fedavg", training)
+    rows = cohort.Rows(cohort.Pool(x, y), np.array_split(np.arange(len(x)), population))
+    sampler = cohort.Sampler(rows.counts, sampling="uniform", size=size)
+    key, plays = jax.random.key(0), {}
+
+    def cohorts(start: int, each: int) -> Any:
+        some = [cohort.assemble(rows, *sampler(start + i)) for i in range(each)]
+        return some[0] if each == 1 else jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *some)
+
+    for each in calls:
+        state = algorithm.init(setup.init(key), population)
+        compiled = core.jit_round(algorithm, several=each > 1).lower(state, cohorts(0, each), key).compile()
+        box = [state]
+
+        def play(box: list[Any] = box, compiled: Any = compiled, each: int = each) -> None:
+            some = cohorts(0, each)
+            for start in range(0, rounds, each):
+                box[0], reports = compiled(box[0], some, key)
+                some = cohorts(start + each, each)
+                jax.device_get(reports)
+
+        plays[f"rounds_per_call={each}"] = play
+    return {name: statistics.median(times) / rounds for name, times in _times(plays, 5).items()}
 
 
 def by_devices(clients: int = 100) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Progress(NamedTuple):
     best_value: float | None = None
     seconds: float = 0.0  # of training so far, without compilation
     examples: int = 0  # seen by local training so far
+    steps: int = 0  # of local training so far
+    executed: int = 0  # the same with those in which a client waited for those that run together with it
 
 
 class Checkpoints:
@@ -122,6 +124,8 @@ def checksums(state: Any) -> dict[str, int]:
     """CRC-32 of the bytes of every array, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        jax.tree_util.keystr(path): zlib.crc32(
+            np.ascontiguousarray(jax.device_get(leaf)).reshape(-1).view(np.uint8).data
+        )
         for path, leaf in leaves
     }

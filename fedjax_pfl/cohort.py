@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from fedjax_pfl import hosts
-from fedjax_pfl.core import CLIENTS, NOWHERE, ClientData, Cohort, How, Sharded
+from fedjax_pfl.core import CLIENTS, NOWHERE, ClientData, Cohort, How, Sharded, lanes
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError, nearest
 
@@ -190,6 +190,7 @@ def assemble(
     how: How = "auto",
     validation: Rows | None = None,
     stored: bool = False,
+    among: np.ndarray | None = None,
 ) -> Cohort:
     """The cohort of these clients: the largest first, so that a chunk's lanes are even, and padded to whole chunks.
 
@@ -197,6 +198,7 @@ def assemble(
         how: see `core.client_map`. Chunks are dealt to several devices in turn, so that each has large and small clients.
         validation: adds these rows of each client, for rounds that score models.
         stored: the round gets the states of this cohort alone, in its order (see `store`).
+        among: clients are padded as these together would be (None: as those of the cohort).
     """
     chunk, devices = (_chunk(how.how), how.mesh.size) if isinstance(how, Sharded) else (_chunk(how), 1)
     order = np.argsort(-rows.counts[ids], kind="stable")
@@ -208,14 +210,27 @@ def assemble(
     dealt = np.arange(len(ids)).reshape(-1, devices, chunk).swapaxes(0, 1).reshape(-1)
     ids, weight = ids[dealt], weight[dealt]
     mine = _of_this_host(len(ids), how)  # a host reads the examples of its own clients alone
-    data = rows(ids[mine], ids)
+    among = ids if among is None else among
+    data = rows(ids[mine], among)
     if validation is not None:
-        data = data._replace(validation=validation(ids[mine], ids))
+        data = data._replace(validation=validation(ids[mine], among))
     places = jnp.asarray(np.where(ids < rows.n, np.arange(len(ids), dtype=np.int32), NOWHERE)[mine]) if stored else ()
     cohort = Cohort(jnp.asarray(ids[mine]), jnp.asarray(weight[mine]), data, places)
     if not (isinstance(how, Sharded) and hosts.several()):
         return cohort
     return hosts.spread(cohort, NamedSharding(how.mesh, PartitionSpec(CLIENTS)))
+
+
+def executed(steps: np.ndarray, how: How) -> int:
+    """Local steps that a cohort takes where its clients need `steps` [K]: who runs together takes as long as the longest."""
+    parts = np.array_split(steps, how.mesh.size) if isinstance(how, Sharded) else [steps]
+    together = lanes(how.how if isinstance(how, Sharded) else how)
+    total = 0
+    for part in parts:
+        size = together or max(1, len(part))
+        chunks = np.concatenate([part, np.zeros(-len(part) % size, part.dtype)]).reshape(-1, size)
+        total += size * int(chunks.max(axis=1, initial=0).sum())
+    return total
 
 
 def _of_this_host(rows: int, how: How) -> slice:

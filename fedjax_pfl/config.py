@@ -40,6 +40,7 @@ _FIDELITY = _one_of("paper", "reference")
 RULES: dict[str, tuple[Any, str]] = {
     "seed": _AT_LEAST_0,
     "rounds": _AT_LEAST_1,
+    "rounds_per_call": _AT_LEAST_1,
     "client.epochs": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
     "client.optimizer": _one_of(*OPTIMIZERS),
@@ -239,6 +240,12 @@ def validate(config: Any) -> None:
     for field, (test, expected) in RULES.items():
         if not test(values[field]):
             raise UserError(f"config.{field}: found {values[field]!r}, expected {expected}")
+    for field in ("rounds", "eval.every", "checkpoint.every"):
+        if values[field] % config.rounds_per_call:
+            raise UserError(
+                f"config.rounds_per_call: found {config.rounds_per_call}, expected a divisor of config.{field}, "
+                f"{values[field]}"
+            )
     registry.lookup(algorithms.METHODS, config.method, "config.method")
     registry.lookup(models.MODELS, config.model.name, "config.model.name")
     for entry in config.model.per_client:

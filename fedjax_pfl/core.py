@@ -172,13 +172,18 @@ def client_map(function: Callable[..., Any], how: How = "auto", alike: tuple[Any
     """
     if isinstance(how, Sharded):
         return lambda *args: _over_devices(function, how, alike, args)
-    function = partial(function, *alike)
+    function, together = partial(function, *alike), lanes(how)
+    if together is None:
+        return jax.vmap(function)
+    batch_size = None if together == 1 else together
+    return lambda *args: jax.lax.map(lambda each: function(*each), args, batch_size=batch_size)
+
+
+def lanes(how: str | int) -> int | None:
+    """How many clients run together on a device; None: all of them."""
     if how == "auto":
         how = "map" if jax.default_backend() == "cpu" else "vmap"
-    if how == "vmap":
-        return jax.vmap(function)
-    batch_size = None if how == "map" else int(how)
-    return lambda *args: jax.lax.map(lambda each: function(*each), args, batch_size=batch_size)
+    return {"vmap": None, "map": 1}[how] if how in ("vmap", "map") else int(how)
 
 
 CLIENTS = "clients"  # the one axis of the devices' mesh
@@ -369,16 +374,23 @@ def compose(
     )
 
 
-def jit_round(algorithm: Algorithm, how: How = "auto") -> Any:
+def jit_round(algorithm: Algorithm, how: How = "auto", *, several: bool = False) -> Any:
     """`algorithm.round` under `jax.jit`: the state given is used up, its memory holds the new one.
 
-    Where `how` is `Sharded` the state is on every device and the cohort's rows are dealt out.
+    Where `how` is `Sharded` the state is on every device and the cohort's rows are dealt out. Where `several`, it is one round
+    after the other: the cohorts are stacked [R, K, ...], and so are the reports.
     """
     placed: dict[str, Any] = {}
     if isinstance(how, Sharded):
-        everywhere, dealt = (NamedSharding(how.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(CLIENTS)))
+        rows = PartitionSpec(None, CLIENTS) if several else PartitionSpec(CLIENTS)
+        everywhere, dealt = (NamedSharding(how.mesh, spec) for spec in (PartitionSpec(), rows))
         placed = {"in_shardings": (everywhere, dealt, everywhere), "out_shardings": everywhere}
-    return jax.jit(algorithm.round, donate_argnums=0, compiler_options=compiler.options(), **placed)
+
+    def rounds(state: State, cohorts: Cohort, key: Key[Array, ""]) -> tuple[State, Report]:
+        return jax.lax.scan(lambda state, cohort: algorithm.round(state, cohort, key), state, cohorts)
+
+    function = rounds if several else algorithm.round
+    return jax.jit(function, donate_argnums=0, compiler_options=compiler.options(), **placed)
 
 
 def everywhere(tree_: Any, how: How) -> Any:

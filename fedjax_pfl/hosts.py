@@ -37,7 +37,8 @@ def join(address: str | None, number: int | None, this: int | None) -> None:
         given: dict[str, Any] = {}
     else:
         if address is None or not re.fullmatch(r".+:\d+", address):
-            raise UserError(f"--coordinator_address: found {address!r}, expected HOST:PORT or 'auto'")
+            found = "missing" if address is None else f"found '{address}'"
+            raise UserError(f"--coordinator_address: {found}, expected HOST:PORT or 'auto'")
         if number is None or this is None or this >= number:
             raise UserError(
                 f"--process_id: found {this} with --num_processes={number}, expected 0 to num_processes - 1"

@@ -87,6 +87,7 @@ def summarise(
         "main_metric": f"validation/{main}",
         "seconds": progress.seconds,
         "examples_per_second": progress.examples / progress.seconds,
+        "utilisation": progress.steps / max(1, progress.executed),
         "communication": _communication(setup, state),
         "device": log.device(),
         "versions": log.versions(),

@@ -67,9 +67,14 @@ class Store:
         self._put[ids] = True
 
     def saved(self) -> Saved:
-        """Copies of what was put."""
+        """Copies of what was put, in memory or on the disk as this is."""
         ids = np.flatnonzero(self._put).astype(np.int32)
-        return Saved(ids, jax.tree.map(lambda stacked: stacked[ids], self._stacked))
+
+        def copy(stacked: np.ndarray) -> np.ndarray:
+            room = _empty((len(ids), *stacked.shape[1:]), stacked.dtype, self._folder)
+            return np.take(stacked, ids, axis=0, out=room, mode="clip")  # any other mode makes one more copy
+
+        return Saved(ids, jax.tree.map(copy, self._stacked))
 
     def like(self, clients: int) -> Saved:
         """The shapes and dtypes of what so many clients' states are saved as."""

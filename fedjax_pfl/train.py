@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_pfl import (
@@ -130,42 +131,54 @@ def _rounds(
     """Rounds progress.round + 1 ... end; returns the last state, the progress and the seconds of compilation."""
     if progress.round >= end:
         return state, progress, 0.0
-    how = setup.training.how
+    how, each = setup.training.how, config.rounds_per_call
     stored = state.clients if isinstance(state.clients, Store) else None
+    _check_call(each, stored is not None, progress.round, end)
     clients = Clients(stored)
     state = core.everywhere(state if stored is None else state._replace(clients=()), how)
 
     def next_cohort(round: int) -> Cohort:
-        return cohort.assemble(
-            setup.rows, *setup.sampler(round), how=how, validation=setup.validation, stored=stored is not None
-        )
+        """Of the rounds of the next call."""
+        draws = [setup.sampler(round + i) for i in range(each)]
+        among = np.concatenate([ids for ids, _ in draws])
+        cohorts = [
+            cohort.assemble(setup.rows, *draw, how, setup.validation, stored=stored is not None, among=among)
+            for draw in draws
+        ]
+        return cohorts[0] if each == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cohorts)
 
     some = next_cohort(progress.round)
     clients.read(some)
     stopping = hosts.any_of(interrupt.signal)
-    compiled = _Compiled(setup.algorithm, how)
+    compiled = _Compiled(setup.algorithm, how, several=each > 1)
     saved = progress.round
     with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
-        for round in range(progress.round + 1, end + 1):
+        for round in range(progress.round + each, end + 1, each):  # the last one of each call
             if stopping is not None:
                 break
             state = clients.of_cohort(state)
-            one_round = compiled.round(state, some, setup.key)
+            rounds = compiled.rounds(state, some, setup.key)
             began = time.perf_counter()
-            with recording.of(round):
-                state, report = one_round(state, some, setup.key)
+            with recording.of(round - each + 1):
+                state, reports = rounds(state, some, setup.key)
             if round < end:
                 some = next_cohort(round)  # the host reads and gathers the next cohort while the device works
                 clients.read(some)
             state = clients.put_back(state)
-            report = jax.device_get(report)
-            seconds = time.perf_counter() - began
-            _check_finite(report, round, setup, config, saved)
-            examples = int(report.train.examples.sum())
-            loss = float(report.train.loss.sum() / max(1, examples))
-            progress = progress._replace(
-                round=round, seconds=progress.seconds + seconds, examples=progress.examples + examples
-            )
+            reports = jax.device_get(reports)
+            seconds, loss = (time.perf_counter() - began) / each, 0.0
+            for i in range(each):
+                report = reports if each == 1 else jax.tree.map(lambda leaf, i=i: leaf[i], reports)
+                _check_finite(report, round - each + 1 + i, setup, config, saved)
+                examples = int(report.train.examples.sum())
+                loss = float(report.train.loss.sum() / max(1, examples))
+                progress = progress._replace(
+                    round=round - each + 1 + i,
+                    seconds=progress.seconds + seconds,
+                    examples=progress.examples + examples,
+                    steps=progress.steps + int(report.train.steps.sum()),
+                    executed=progress.executed + cohort.executed(report.train.steps, how),
+                )
             improved, value = False, None
             if round % config.eval.every == 0 or round == config.rounds:
                 always = ("tuned",) if config.eval.tuned == "always" else ()
@@ -214,19 +227,30 @@ class Profile:
 
 
 class _Compiled:
-    """The round, compiled once for each number of rows that cohorts are padded to: once where the data are resident."""
+    """The rounds of a call, compiled once for each number of rows that cohorts are padded to: once with resident data."""
 
-    def __init__(self, algorithm: Algorithm, how: core.How) -> None:
-        self._jitted, self._by_rows = core.jit_round(algorithm, how), {}
+    def __init__(self, algorithm: Algorithm, how: core.How, several: bool) -> None:
+        self._jitted, self._by_shape = core.jit_round(algorithm, how, several=several), {}
         self.seconds = 0.0  # of all compilations
 
-    def round(self, state: State, some: Cohort, key: jax.Array) -> Callable[..., Any]:
-        n_max = some.data.x.shape[1]
-        if n_max not in self._by_rows:
+    def rounds(self, state: State, some: Cohort, key: jax.Array) -> Callable[..., Any]:
+        shape = some.data.x.shape
+        if shape not in self._by_shape:
             began = time.perf_counter()
-            self._by_rows[n_max] = self._jitted.lower(state, some, key).compile()
+            self._by_shape[shape] = self._jitted.lower(state, some, key).compile()
             self.seconds += time.perf_counter() - began
-        return self._by_rows[n_max]
+        return self._by_shape[shape]
+
+
+def _check_call(each: int, stored: bool, done: int, end: int) -> None:
+    """Raises UserError where so many rounds can't be one call."""
+    if each > 1 and (stored or hosts.several()):
+        raise UserError(
+            f"config.rounds_per_call: found {each}, expected 1 with "
+            + ("clients' states off the device" if stored else "several hosts")
+        )
+    if (end - done) % each:
+        raise UserError(f"--stop_at: found {end}, expected a multiple of config.rounds_per_call, {each}")
 
 
 def _write_classes(config: Any, setup: experiment.Setup, state: State, workdir: Path) -> None:

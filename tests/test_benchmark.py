@@ -18,6 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     whole |= {"examples per second": 1234.0, "seconds per round, PyTorch": 3.0, "ratio ours / PyTorch": 0.5}
     monkeypatch.setattr(benchmark, "against_torch", lambda: whole | {"Flower": "not installed"})
     monkeypatch.setattr(benchmark, "resnet_against_torch", lambda: whole | {"seconds per round, Flower": 7.5})
+    monkeypatch.setattr(benchmark, "by_call", lambda: {"rounds_per_call=1": 0.625})
     monkeypatch.setattr(benchmark, "by_devices", lambda: {"devices=1": 0.75})
     monkeypatch.setattr(benchmark, "fedlgt_against_torch", lambda: {"ratio ours / PyTorch": 0.625})
     monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
@@ -88,6 +89,12 @@ def test_products():
     assert benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c + a, a), a, 3) == 0
     with pytest.raises(NotImplementedError):
         benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c @ a, a), a, 3)
+
+
+def test_by_call():
+    found = benchmark.by_call(population=4, size=2, calls=(1, 2), rounds=4)
+    assert list(found) == ["rounds_per_call=1", "rounds_per_call=2"]
+    assert all(seconds > 0 for seconds in found.values())
 
 
 def test_by_devices():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from fedjax_pfl import aggregate, algorithms, core, traffic
+from fedjax_pfl import aggregate, algorithms, cohort, core, traffic
 from fedjax_pfl.core import Exchange, Metrics, Model, compose
 
 METRICS = Metrics(jnp.float64(1.0), jnp.int32(1), jnp.int32(1), jnp.float64(1.0))
@@ -48,6 +48,16 @@ def test_chunks_of_clients():
         algorithm = algorithms.build("scaffold", toy.training(solver=toy.PLAIN, epochs=1, how=how))
         results.append(list(toy.play(algorithm, algorithm.init(toy.variables(), toy.N), toy.ROUNDS[:3]))[-1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results)
+
+
+def test_steps_that_lanes_execute():
+    """Five clients; on two devices three and two of them."""
+    steps, two = np.array([5, 3, 1, 1, 1]), toy.devices(2)
+    for how, expected in (("map", 11), ("vmap", 25), ("2", 2 * (5 + 1 + 1)), (5, 25), ("auto", 11)):
+        assert cohort.executed(steps, how) == expected
+    for how, expected in (("map", 11), ("vmap", 3 * 5 + 2 * 1), ("2", 2 * (5 + 1) + 2 * 1)):
+        assert cohort.executed(steps, core.Sharded(two, how)) == expected
+    assert cohort.executed(steps[:0], "vmap") == 0
 
 
 class Number(NamedTuple):

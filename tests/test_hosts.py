@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import sweep_all
+from fedjax_pfl import data, experiment, hosts, train
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.hosts import join
 
 ROOT = Path(__file__).parents[1]
 RUN = (
@@ -21,6 +22,9 @@ RUN = (
     "--config.plots=False", "--config.tensorboard=False", "--config.cohort.sampling=uniform", "--config.cohort.size=3",
     "--config.checkpoint.every=1", "--config.cohort.drop_out=0.2",
 )  # fmt: skip
+
+
+DIFFERENT = "--coordinator_address: the hosts have different {}, expected the same"
 
 
 def start(workdir: Path, *flags: str, of: int = 2, devices: int = 2) -> list[subprocess.Popen]:
@@ -105,21 +109,40 @@ def test_a_signal_to_one_host_stops_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_hosts_with_different_configs_or_data(tmp_path):
-    for option, what in ("1: --config.client.lr=0.5", "configs"), ("1: --config.split.max_examples=299", "configs"):
-        for status, _, errors in finish(start(tmp_path, option)):
-            assert status == 2
-            assert errors.splitlines()[-1] == (
-                f"error: --coordinator_address: the hosts have different {what}, expected the same"
-            )
+def test_hosts_with_different_configs(tmp_path):
+    for status, _, errors in finish(start(tmp_path, "1: --config.client.lr=0.5")):
+        assert status == 2
+        assert errors.splitlines()[-1] == f"error: {DIFFERENT.format('configs')}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_with_different_data(monkeypatch, tmp_path):
+    config = sweep_all.get_config("scaffold")
+    monkeypatch.setattr(hosts, "check_alike", lambda what, text: said.append((what, text)))
+    said: list[tuple[str, str]] = []
+    train.run(config, tmp_path, stop_at=1, quiet=True)
+    assert [what for what, _ in said] == ["configs", "data"]
+    assert said[1][1] == data.fingerprint(experiment.load_federation(config))
+
+
+@pytest.mark.parametrize(("others", "alike"), [(0, True), (1, False)])
+def test_alike(others, alike, monkeypatch):
+    """One host among three; the checksums of the others' texts are simulated."""
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    gather = lambda mine: np.array([[int(mine)], [int(mine)], [int(mine) ^ others]], np.uint32)  # noqa: E731
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
+    if alike:
+        hosts.check_alike("data", "x")
+    else:
+        with pytest.raises(UserError, match=f"^{DIFFERENT.format('data')}$"):
+            hosts.check_alike("data", "x")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (("localhost", 2, 0), "--coordinator_address: found 'localhost', expected HOST:PORT or 'auto'"),
-        ((None, 2, 0), "--coordinator_address: found None, expected HOST:PORT or 'auto'"),
+        ((None, 2, 0), "--coordinator_address: missing, expected HOST:PORT or 'auto'"),
         (("a:1", 2, 2), "--process_id: found 2 with --num_processes=2, expected 0 to num_processes - 1"),
         (("a:1", None, 0), "--process_id: found 0 with --num_processes=None, expected 0 to num_processes - 1"),
         (
@@ -130,5 +153,5 @@ def test_hosts_with_different_configs_or_data(tmp_path):
 )
 def test_impossible_hosts(given, message):
     with pytest.raises(UserError) as caught:
-        join(*given)
+        hosts.join(*given)
     assert str(caught.value) == message

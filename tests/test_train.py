@@ -84,9 +84,23 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(method, tmp_path):
     assert [record["round"] for record in records(tmp_path / "parts")] == [1, 2]
     train.run(config, tmp_path / "parts", quiet=True)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    assert _utilisation(tmp_path / "parts") == _utilisation(tmp_path / "whole") == 1  # one after the other
     (one, progress_one), (two, progress_two) = (final_state(config, tmp_path / name) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert progress_one._replace(seconds=0) == progress_two._replace(seconds=0)
+
+
+def _utilisation(workdir: Path) -> float:
+    return json.loads((workdir / "summary.json").read_text())["utilisation"]
+
+
+def test_clients_that_run_together_wait_for_each_other(tmp_path):
+    """Four hospitals of different sizes at once: as many steps as four times the largest one's."""
+    config = small("fedavg", **{"client.map": "vmap", "cohort.sampling": "all", "rounds": 1, "client.batch_size": 8})
+    train.run(config, tmp_path, quiet=True)
+    steps = -(-experiment.prepare(config).rows.counts // 8)
+    assert _utilisation(tmp_path) == pytest.approx(steps.sum() / (len(steps) * steps.max()))
+    assert _utilisation(tmp_path) < 1
 
 
 def test_on_two_devices_a_run_is_the_same_but_for_rounding(tmp_path):
@@ -145,6 +159,53 @@ def test_states_on_the_host_need_one_architecture(tmp_path):
         UserError, match=r"config\.cohort\.states: found 'host', expected 'device' with config\.model\."
     ):
         train.run(config, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"cohort.resident": "never", "client.map": "2"}, id="streamed"),
+        pytest.param({"devices": 2}, id="devices", marks=pytest.mark.slow),
+    ],
+)
+def test_several_rounds_in_a_call_are_the_same_but_for_rounding(options, tmp_path):
+    """Stopped and gone on with; clients of different sizes, and in each round others."""
+    options = {"eval.every": 2, "checkpoint.every": 2, "split.partition": "quantity", **options}
+    several = small("scaffold", rounds_per_call=2, **options)
+    assert train.run(several, tmp_path / "several", stop_at=2, quiet=True) is None
+    two = train.run(several, tmp_path / "several", quiet=True)
+    one = train.run(small("scaffold", **options), tmp_path / "one", quiet=True)
+    assert two is not None
+    assert one is not None
+    assert [record["round"] for record in records(tmp_path / "several")] == [2, 4]
+    for a, b in zip(records(tmp_path / "several"), records(tmp_path / "one"), strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
+    (state, progress), (expected, expected_progress) = (
+        final_state(config, tmp_path / name)
+        for config, name in ((several, "several"), (small("scaffold", **options), "one"))
+    )
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    assert (progress.examples, progress.steps) == (expected_progress.examples, expected_progress.steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "stop_at", "message"),
+    [
+        ({"eval.every": 3}, 0, r"config\.rounds_per_call: found 2, expected a divisor of config\.eval\.every, 3"),
+        ({}, 3, r"--stop_at: found 3, expected a multiple of config\.rounds_per_call, 2"),
+        (
+            {"cohort.states": "host"},
+            0,
+            r"config\.rounds_per_call: found 2, expected 1 with clients' states off the device",
+        ),
+    ],
+)
+def test_rounds_that_can_not_be_one_call(options, stop_at, message, tmp_path):
+    config = small("scaffold", rounds_per_call=2, **{"eval.every": 2, "checkpoint.every": 2, **options})
+    with pytest.raises(UserError, match=f"^{message}$"):
+        train.run(config, tmp_path, stop_at=stop_at, quiet=True)
 
 
 def compilations(action: Callable[[], Any]) -> int:
