@@ -143,6 +143,7 @@ def test_fedmd_with_two_architectures():
     assert traffic.of(algorithm, states[0], some) == pytest.approx((M * toy.CLASSES * 8 + 4, M * toy.CLASSES * 8))
 
 
+@pytest.mark.slow
 def test_a_run_with_two_architectures(tmp_path):
     """Each hospital's scores are those of its own model; a run can be gone on with."""
     config = fedmd_digits.get_config()

@@ -338,15 +338,15 @@ def test_a_streamed_run_equals_one_in_memory(made: Made, tmp_path: Path, monkeyp
         client=np.repeat(made.users, made.counts), class_names=names,
     )  # fmt: skip
     shapes: list[int] = []
-    compiled = train._Compiled.round
+    compiled = train._Compiled.rounds
 
     def spy(self, state, some, key):
         shapes.append(some.data.x.shape[1])
         run = compiled(self, state, some, key)
-        assert set(self._by_rows) == set(shapes)
+        assert {shape[1] for shape in self._by_shape} == set(shapes)
         return run
 
-    monkeypatch.setattr(train._Compiled, "round", spy)
+    monkeypatch.setattr(train._Compiled, "rounds", spy)
     states = {}
     for source, path in (("npz", tmp_path / "mine.npz"), ("flair", made.path)):
         changes = {"data.flair.metadata": str(made.metadata), "rounds": 3, "cohort.size": 2, "seed": 1}
