@@ -164,7 +164,7 @@ def test_states_on_the_host_need_one_architecture(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"cohort.resident": "never", "client.map": "2"}, id="streamed"),
+        pytest.param({"cohort.resident": "never", "cohort.size": 1, "client.map": "2", "seed": 1}, id="streamed"),
         pytest.param({"devices": 2}, id="devices", marks=pytest.mark.slow),
     ],
 )
