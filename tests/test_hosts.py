@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import sweep_all
-from fedjax_pfl import data, experiment, hosts, train
+from fedjax_pfl import cohort, data, experiment, hosts, train
 from fedjax_pfl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def records(workdir: Path) -> list[dict]:
     "options",
     [
         ("--config.method=scaffold",),
-        # clients of very different sizes, each padded as the cohort's largest, wherever that one is; newcomers' own states
+        # clients of very different sizes; newcomers' own states
         ("--config.method=fedbn", "--config.cohort.resident=never", "--config.split.partition=quantity",
          "--config.split.quantity.clients=6", "--config.eval.held_out=1"),
     ],
@@ -114,6 +114,18 @@ def test_hosts_with_different_configs(tmp_path):
         assert status == 2
         assert errors.splitlines()[-1] == f"error: {DIFFERENT.format('configs')}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_program_on_all_hosts(monkeypatch):
+    """A host pads its clients as the cohort's largest, wherever that one is: else each host would compile its own."""
+    pool = cohort.Pool(np.zeros((40, 2), np.float32), np.zeros(40, np.int32), resident=False)
+    rows = cohort.Rows(pool, [np.arange(count) for count in (3, 20, 2, 17)])
+    shapes = []
+    for mine in (slice(0, 2), slice(2, 4)):
+        monkeypatch.setattr(cohort, "_of_this_host", lambda rows, how, mine=mine: mine)
+        shapes.append(cohort.assemble(rows, np.arange(4), validation=rows).data)
+    assert shapes[0].x.shape == shapes[1].x.shape == (2, 20, 2)
+    assert shapes[0].validation.x.shape == shapes[1].validation.x.shape
 
 
 def test_hosts_with_different_data(monkeypatch, tmp_path):
