@@ -377,7 +377,10 @@ def get_config() -> ConfigDict:
         weight_decay=0.0,  # added to the gradient before momentum
         clip=0.0,  # largest norm of a gradient; 0 = no clipping
         batch_norm="aggregate",  # aggregate | local (never leaves the client) | local-statistics (running statistics stay)
-        map="auto",  # on a device: how clients run: auto | vmap (together) | map (in turn) | a number (so many together)
+        # how the clients of a device run: map (in turn) | vmap (together) | a number (so many together) | lanes (together, but
+        # their local steps in lanes that take the next client when one ends) | auto (map on a CPU, lanes elsewhere)
+        map="auto",
+        lanes=0,  # how many lanes; 0 = the most that are busy nine tenths of the time
     )
 
     # Who takes part -----------------------------------------------------------------------------------------------

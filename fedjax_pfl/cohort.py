@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from fedjax_pfl import hosts
-from fedjax_pfl.core import CLIENTS, NOWHERE, ClientData, Cohort, How, Sharded, lanes
+from fedjax_pfl import hosts, lanes
+from fedjax_pfl.core import CLIENTS, NOWHERE, ClientData, Cohort, How, Sharded, at_once, number_of_lanes
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError, nearest
 
@@ -70,7 +70,7 @@ class Sampler:
                 f"config.cohort.size: found {self.size} clients a round, expected 1 to {len(self.eligible)}, "
                 "the clients that can take part"
             )
-        self.drop_out, self.seed = drop_out, seed
+        self.sizes, self.drop_out, self.seed = np.asarray(sizes), drop_out, seed
 
     def __call__(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """The ids [m] int32 of the clients of a round, ascending, and whether each one's upload is lost [m] bool."""
@@ -224,7 +224,9 @@ def assemble(
 def executed(steps: np.ndarray, how: How) -> int:
     """Local steps that a cohort takes where its clients need `steps` [K]: who runs together takes as long as the longest."""
     parts = np.array_split(steps, how.mesh.size) if isinstance(how, Sharded) else [steps]
-    together = lanes(how.how if isinstance(how, Sharded) else how)
+    if in_lanes := number_of_lanes(how):
+        return sum(lanes.executed(part, in_lanes) for part in parts)
+    together = at_once(how.how if isinstance(how, Sharded) else how)
     total = 0
     for part in parts:
         size = together or max(1, len(part))

@@ -10,7 +10,21 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_pfl import algorithms, core, hosts, imbalance, local, losses, models, problem, registry, score, text
+from fedjax_pfl import (
+    algorithms,
+    cohort,
+    core,
+    hosts,
+    imbalance,
+    lanes,
+    local,
+    losses,
+    models,
+    problem,
+    registry,
+    score,
+    text,
+)
 from fedjax_pfl.algorithms.optimisation import feddyn, fednova, mime, moon, scaffold
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.data import Federation
@@ -58,9 +72,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "client.sampler": _one_of(*local.SAMPLERS),
     "client.batch_norm": _one_of("aggregate", "local", "local-statistics"),
     "client.map": (
-        lambda v: v in ("auto", "vmap", "map") or (v.isdigit() and int(v) > 0),
-        "auto, vmap, map or a number of clients",
+        lambda v: v in ("auto", "vmap", "map", "lanes") or (v.isdigit() and int(v) > 0),
+        "auto, vmap, map, lanes or a number of clients",
     ),
+    "client.lanes": _AT_LEAST_0,
     "devices": _AT_LEAST_0,
     "cohort.size": _AT_LEAST_0,
     "cohort.resident": _one_of("auto", "always", "never"),
@@ -366,7 +381,14 @@ def build_loss(config: Any, federation: Federation, trainers: int) -> losses.Los
     return losses.for_task(federation.task, name, **options)
 
 
-def over_devices(config: Any) -> core.How:
+def build_sampler(config: Any, federation: Federation, trainers: int) -> cohort.Sampler:
+    """Who takes part in a round."""
+    sizes = np.array([len(rows) for rows in federation.train[:trainers]], np.int32)
+    options = {name: value for name, value in config.cohort.items() if name not in ("resident", "states")}
+    return cohort.Sampler(sizes, seed=config.seed, **options)
+
+
+def over_devices(config: Any, federation: Federation, trainers: int) -> core.How:
     """How clients are mapped over, dealt out to so many devices as a config says.
 
     Raises:
@@ -379,9 +401,19 @@ def over_devices(config: Any) -> core.How:
         raise UserError(f"config.devices: found {number}, expected 0 or {len(found)}, all devices, with several hosts")
     if number > len(found):
         raise UserError(f"config.devices: found {number}, expected at most {len(found)}, as many as JAX sees")
-    if number == 1:
-        return config.client.map
-    return core.Sharded(core.mesh(found[:number]), config.client.map)
+    how = config.client.map
+    if how == "lanes" or (how == "auto" and jax.default_backend() != "cpu"):
+        how = core.Lanes(config.client.lanes or _lanes(config, federation, trainers, number))
+    return how if number == 1 else core.Sharded(core.mesh(found[:number]), how)
+
+
+def _lanes(config: Any, federation: Federation, trainers: int, devices: int) -> int:
+    """How many lanes each device has, by the steps that the clients of the first rounds need."""
+    sampler, client = build_sampler(config, federation, trainers), config.client
+    examples = sampler.sizes if client.drop_last else sampler.sizes + client.batch_size - 1
+    steps = client.epochs * (examples // client.batch_size)
+    cohorts = [-np.sort(-steps[sampler(round)[0]]) for round in range(min(config.rounds, 32))]
+    return lanes.number([some[device::devices] for some in cohorts for device in range(devices)])
 
 
 def build_training(config: Any, problem: Problem, federation: Federation, trainers: int) -> Training:
@@ -405,7 +437,7 @@ def build_training(config: Any, problem: Problem, federation: Federation, traine
         batch_size=client.batch_size,
         drop_last=client.drop_last,
         batch_norm=client.batch_norm,
-        how=over_devices(config),
+        how=over_devices(config, federation, trainers),
         summed=problem.summed,
         label_mask=problem.label_mask,
         network=network,

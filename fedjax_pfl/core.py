@@ -25,14 +25,20 @@ ClientId = Int[Array, ""]
 Round = Int[Array, ""]
 
 
+class Lanes(NamedTuple):
+    """All clients at once, but so many of them in their local steps: see `lanes`."""
+
+    number: int
+
+
 class Sharded(NamedTuple):
     """The clients dealt out to several devices, and how each device maps over its own."""
 
     mesh: Mesh  # of one axis, CLIENTS
-    how: str | int
+    how: str | int | Lanes
 
 
-How = str | int | Sharded
+How = str | int | Lanes | Sharded
 Observe = Callable[[Variables, "ClientData"], Float[Array, ""]]
 
 
@@ -166,24 +172,32 @@ def client_map(function: Callable[..., Any], how: How = "auto", alike: tuple[Any
     Args:
         how: 'vmap' all clients at once; 'map' one after the other; a number: that many at once; 'auto': one after the
             other on a CPU, where per-client weights make batched products slow (`--mode=benchmark` measures it), all at
-            once elsewhere. `Sharded`: the clients dealt out to several devices.
+            once elsewhere. `Lanes`: all at once, but for their local steps. `Sharded`: dealt out to several devices.
         alike: what all clients get, before their own arguments. Over several devices `function` can't use arrays of the
             program around it in another way.
     """
     if isinstance(how, Sharded):
         return lambda *args: _over_devices(function, how, alike, args)
-    function, together = partial(function, *alike), lanes(how)
+    function, together = partial(function, *alike), at_once(how)
     if together is None:
         return jax.vmap(function)
     batch_size = None if together == 1 else together
     return lambda *args: jax.lax.map(lambda each: function(*each), args, batch_size=batch_size)
 
 
-def lanes(how: str | int) -> int | None:
+def at_once(how: str | int | Lanes) -> int | None:
     """How many clients run together on a device; None: all of them."""
     if how == "auto":
         how = "map" if jax.default_backend() == "cpu" else "vmap"
-    return {"vmap": None, "map": 1}[how] if how in ("vmap", "map") else int(how)
+    if how == "vmap" or isinstance(how, Lanes):
+        return None
+    return 1 if how == "map" else int(how)
+
+
+def number_of_lanes(how: How) -> int | None:
+    """In how many lanes clients make their local steps, where they make them in lanes."""
+    how = how.how if isinstance(how, Sharded) else how
+    return how.number if isinstance(how, Lanes) else None
 
 
 CLIENTS = "clients"  # the one axis of the devices' mesh

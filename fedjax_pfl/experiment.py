@@ -67,7 +67,6 @@ def prepare(config: Any) -> Setup:
             f"config.split: client {federation.client_names[without[0]]} has no validation examples, but models are scored "
             "on them in each round"
         )
-    options = {name: value for name, value in config.cohort.items() if name not in ("resident", "states")}
     key_init, key_rounds, key_eval = jax.random.split(jax.random.key(config.seed), 3)
 
     def init(folder: Path | None = None) -> State:
@@ -85,7 +84,7 @@ def prepare(config: Any) -> Setup:
         problem,
         training,
         algorithm,
-        cohort.Sampler(rows.counts, seed=config.seed, **options),
+        configuration.build_sampler(config, federation, trainers),
         rows,
         splits["validation"] if algorithm.validates else None,
         evaluate.Evaluator(

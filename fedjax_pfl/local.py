@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fedjax_pfl import tree
-from fedjax_pfl.core import ClientData, How, Metrics, Observe, Round, Variables
+from fedjax_pfl import lanes, tree
+from fedjax_pfl.core import ClientData, How, Metrics, Observe, Round, Variables, number_of_lanes
 from fedjax_pfl.errors import UserError
 
 
@@ -94,10 +94,10 @@ class Training(NamedTuple):
     members: tuple[int, ...] = ()  # numbers of the clients, where it is the Training of one of several `groups`
     groups: tuple["Training", ...] = ()  # one for each architecture, where clients' models have several
 
-    def order(self, data: ClientData, key: Key[Array, ""]) -> Int[Array, " n_max"]:
-        """The rows of one epoch: its batches are the first `count` of them."""
+    def order(self, data: ClientData, n_max: int, key: Key[Array, ""]) -> Int[Array, " n_max"]:
+        """The rows of one epoch: its batches are the first `count` of them. Without a sampler they need no x and no y."""
         if self.sampler == "instance":
-            return permutation(key, data.count, data.x.shape[0])
+            return permutation(key, data.count, n_max)
         share = {"class_balanced": 0.0, "square_root": 0.5, "progressive": None}[self.sampler]
         if self.network is None or data.y.ndim != 1:
             raise UserError(
@@ -147,7 +147,7 @@ def draw_classes(
         mixture: pairs (share, q), the shares summing to 1.
         number: how many rows; None: as many as there are, with padding.
     """
-    n_max, dtype = data.x.shape[0], data.count.dtype
+    n_max, dtype = data.y.shape[0], data.count.dtype
     real = jnp.arange(n_max, dtype=dtype) < data.count
     y = jnp.where(real, data.y.astype(dtype), jnp.asarray(classes, dtype))  # padding sorts behind all classes
     sorted_rows = jnp.argsort(y, stable=True)
@@ -296,34 +296,45 @@ def steps(
     """
     batch_size, n_max = training.batch_size, data.x.shape[0]
     padding = -n_max % batch_size
-    number = training.steps_per_epoch(data.count)
+    epochs = training.epochs if epochs is None else epochs
+    some = [rows(data, *_first(batch_size))] * draws
+    together = number_of_lanes(training.how)
+    # What belongs to this client alone is given to `work`, so that a lane can take another client.
+    hoisted_step, of_step = lanes.hoist(step, together, carry, key, *some)
+    hoisted_begin, of_begin = lanes.hoist(begin, together, carry, key)
+    hoisted_limit, of_limit = lanes.hoist(limit or (lambda e: n_max), together, jnp.zeros((), jnp.int32))
+    alone = data._replace(x=(), y=() if training.sampler == "instance" else data.y, validation=(), public=())
 
-    def one_step(i, carry):
-        carry, metrics, orders, key = carry
-        start = i * batch_size
-        mask = start + jnp.arange(batch_size, dtype=start.dtype) < data.count
-        batches = [rows(data, jax.lax.dynamic_slice(order, (start,), (batch_size,)), mask) for order in orders]
-        carry, value = step(carry, jax.random.fold_in(key, i), *batches)
-        seen = jnp.sum(mask, dtype=jnp.int32)
-        total = value if training.summed else value * seen.astype(value.dtype)
-        metrics = Metrics(metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total)
-        return carry, metrics, orders, key
-
-    def epoch(e, carry):
+    def begin_epoch(held, e, carry):
+        data, key, _, of_begin, of_limit, _ = held
         carry, metrics = carry
         metrics = metrics._replace(last_epoch=jnp.zeros_like(metrics.last_epoch))
         key_e = jax.random.fold_in(key, e)
-        carry = begin(carry, jax.random.fold_in(key_e, 2))
-        orders = [training.order(data, jax.random.fold_in(key_e, 2 + d if d else 0)) for d in range(draws)]
-        orders = [jnp.concatenate([order, jnp.zeros((padding,), order.dtype)]) for order in orders]
-        most = number if limit is None else jnp.minimum(number, jnp.asarray(limit(e), number.dtype))
-        return jax.lax.fori_loop(0, most, one_step, (carry, metrics, orders, jax.random.fold_in(key_e, 1)))[:2]
+        carry = hoisted_begin(of_begin, carry, jax.random.fold_in(key_e, 2))
+        orders = [training.order(data, n_max, jax.random.fold_in(key_e, 2 + d if d else 0)) for d in range(draws)]
+        orders = [jnp.concatenate([each.astype(jnp.int32), jnp.zeros((padding,), jnp.int32)]) for each in orders]
+        number = training.steps_per_epoch(data.count)
+        number = jnp.minimum(number, jnp.asarray(hoisted_limit(of_limit, e), number.dtype))
+        return (carry, metrics), (orders, jax.random.fold_in(key_e, 1)), number
 
-    batches = [rows(data, *_first(batch_size))] * draws
-    dtype = jax.eval_shape(step, carry, key, *batches)[1].dtype
-    none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
-    epochs = training.epochs if epochs is None else epochs
-    return jax.lax.fori_loop(0, epochs, epoch, (carry, Metrics(zero, none, none, zero)))
+    def one_step(held, read, of_epoch, i, carry):
+        (data, _, of_step, *_), (orders, key), (carry, metrics) = held, of_epoch, carry
+        start = i * batch_size
+        mask = start + jnp.arange(batch_size, dtype=start.dtype) < data.count
+        index = [jax.lax.dynamic_slice(order, (start,), (batch_size,)) for order in orders]
+        batches = [Batch(x, y, mask, data.noise, each) for each, (x, y) in zip(index, map(read, index), strict=True)]
+        carry, value = hoisted_step(of_step, carry, jax.random.fold_in(key, i), *batches)
+        seen = jnp.sum(mask, dtype=jnp.int32)
+        total = value if training.summed else value * seen.astype(value.dtype)
+        metrics = Metrics(metrics.loss + total, metrics.examples + seen, metrics.steps + 1, metrics.last_epoch + total)
+        return carry, metrics
+
+    value = jax.eval_shape(step, carry, key, *some)[1]
+    none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), value.dtype)
+    held = (alone, key, of_step, of_begin, of_limit, () if isinstance(epochs, int) else epochs)
+    stages = (lambda held: epochs) if isinstance(epochs, int) else (lambda held: held[-1])
+    work = lanes.Work(stages, begin_epoch, one_step)
+    return lanes.work(work, held, (data.x, data.y), (carry, Metrics(zero, none, none, zero)), together)
 
 
 def _parts(variables: Variables) -> tuple[Any, Any]:

@@ -149,7 +149,7 @@ def test_padding_and_all_clients_at_once(name, play):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [2, 3])
+@pytest.mark.parametrize("how", [2, 3, core.Lanes(2)], ids=str)
 def test_chunks_of_clients(name, play, how):
     """Law 6: in chunks of any size, whether or not it divides the cohort of 4. (One method in test_core.py.)"""
     algorithm = build(name, how)

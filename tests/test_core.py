@@ -1,5 +1,6 @@
 """One round, seen with clients and servers of single numbers: keys, mapping, aggregation, several exchanges, kept parts."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +43,17 @@ def test_clients_dealt_out_to_devices(how):
 
 
 def test_chunks_of_clients():
-    """A method with state on both sides, in chunks of 3: a cohort of 4 leaves one over, which is a chunk of its own."""
+    """A method with state on both sides, in chunks of 3: a cohort of 4 leaves one over, which is a chunk of its own.
+
+    And in two lanes, on one device and on two. The sampler reads the client's labels.
+    """
+    training = partial(toy.training, solver=toy.PLAIN, epochs=2, sampler="class_balanced")
     results = []
-    for how in ("map", 3):
-        algorithm = algorithms.build("scaffold", toy.training(solver=toy.PLAIN, epochs=1, how=how))
+    for how in ("map", 3, core.Lanes(2), core.Sharded(toy.devices(2), core.Lanes(1))):
+        algorithm = algorithms.build("scaffold", training(how=how))
         results.append(list(toy.play(algorithm, algorithm.init(toy.variables(), toy.N), toy.ROUNDS[:3]))[-1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results)
+    for result in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), results[0], result)
 
 
 def test_steps_that_lanes_execute():
@@ -57,6 +63,11 @@ def test_steps_that_lanes_execute():
         assert cohort.executed(steps, how) == expected
     for how, expected in (("map", 11), ("vmap", 3 * 5 + 2 * 1), ("2", 2 * (5 + 1) + 2 * 1)):
         assert cohort.executed(steps, core.Sharded(two, how)) == expected
+    # Two lanes: 5 beside 3 + 1 + 1, then the last 1. More lanes than clients are as many as the clients.
+    for number, expected in ((1, 11), (2, 2 * 6), (3, 3 * 5), (9, 5 * 5)):
+        assert cohort.executed(steps, core.Lanes(number)) == expected
+    assert cohort.executed(steps, core.Sharded(two, core.Lanes(2))) == 2 * 5 + 2 * 1
+    assert cohort.executed(steps[:0], core.Lanes(2)) == 0
     assert cohort.executed(steps[:0], "vmap") == 0
 
 

@@ -121,20 +121,20 @@ def test_rounding_never_draws_a_class_that_a_client_lacks(monkeypatch):
 def test_samplers(sampler, round, mixture):
     y = jnp.asarray(np.where(LABELS == 3, 2, LABELS))
     data = ClientData(jnp.int32(0), jnp.int32(40), y[:, None], y, jnp.float32(0), round=jnp.int32(round))
-    found = toy.training(sampler=sampler, rounds=5).order(data, jax.random.key(2))
+    found = toy.training(sampler=sampler, rounds=5).order(data, 14, jax.random.key(2))
     np.testing.assert_array_equal(found, local.draw_classes(jax.random.key(2), data, toy.CLASSES, mixture))
 
 
 def test_the_instance_sampler_is_the_permutation():
     data = client(0)
-    found = toy.training().order(data, jax.random.key(2))
+    found = toy.training().order(data, 14, jax.random.key(2))
     np.testing.assert_array_equal(found, local.permutation(jax.random.key(2), data.count, 14))
 
 
 def test_samplers_need_one_label_an_example():
     data = client(0)
     with pytest.raises(UserError, match=r"^config\.client\.sampler: found 'square_root', expected 'instance' without"):
-        toy.training(sampler="square_root").order(data._replace(y=jnp.zeros((14, 2))), jax.random.key(2))
+        toy.training(sampler="square_root").order(data._replace(y=jnp.zeros((14, 2))), 14, jax.random.key(2))
 
 
 # -- which batches, with which keys -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_pfl import algorithms, checkpoint, experiment, metrics, protocol, train
+from fedjax_pfl import algorithms, checkpoint, core, experiment, lanes, metrics, protocol, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.errors import UserError
 
@@ -101,6 +102,61 @@ def test_clients_that_run_together_wait_for_each_other(tmp_path):
     steps = -(-experiment.prepare(config).rows.counts // 8)
     assert _utilisation(tmp_path) == pytest.approx(steps.sum() / (len(steps) * steps.max()))
     assert _utilisation(tmp_path) < 1
+
+
+def test_lanes_of_clients_as_skewed_as_flairs(tmp_path, monkeypatch):
+    """Cohorts of 200 with FLAIR's quartiles of images, 1, 2 and 5, and one of 512 now and then: lanes wait for nobody."""
+    rng = np.random.default_rng(0)
+    sizes = np.clip(np.rint(2 * np.exp(1.358 * rng.normal(size=2000))), 1, 512).astype(int)
+    sizes[:20] = 512
+    assert np.quantile(sizes, (0.25, 0.5, 0.75)).tolist() == [1, 2, 5]
+    ends = np.cumsum(sizes)
+    x, y = rng.normal(size=(ends[-1] + 100, 3)).astype(np.float32), rng.integers(2, size=ends[-1] + 100)
+    client = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.full(100, -1)])
+    split = np.where(client < 0, "test", "train")
+    client[client < 0] = 0
+    np.savez(tmp_path / "skewed.npz", x=x, y=y, client=client, split=split)
+    changes = {
+        "data.source": "npz", "data.npz.path": str(tmp_path / "skewed.npz"), "split.validation": 0.0, "rounds": 4,
+        "cohort.sampling": "uniform", "cohort.size": 200, "client.batch_size": 16, "model.name": "mlp",
+        "client.epochs": 1, "eval.every": 4, "split.max_examples": 0,
+    }  # fmt: skip
+    finals = {}
+    for how in ("lanes", "map", "vmap"):
+        config = small("fedavg", **changes, **{"client.map": how})
+        train.run(config, tmp_path / how, quiet=True)
+        finals[how] = final_state(config, tmp_path / how)[0]
+    assert _utilisation(tmp_path / "map") == 1
+    assert _utilisation(tmp_path / "vmap") < 0.1
+    assert _utilisation(tmp_path / "lanes") > 0.9
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), finals["lanes"], finals["map"])
+
+
+def test_how_many_lanes_is_said_by_the_first_rounds(monkeypatch):
+    """By the steps of their cohorts, the largest client first; on two devices by those of each one's part."""
+    seen = []
+    monkeypatch.setattr(lanes, "number", lambda cohorts: seen.append([each.tolist() for each in cohorts]) or 3)
+    changes = {
+        "client.map": "lanes",
+        "client.epochs": 2,
+        "client.batch_size": 16,
+        "cohort.sampling": "all",
+        "rounds": 2,
+    }
+
+    def prepared(**more: Any) -> experiment.Setup:
+        return experiment.prepare(small("fedavg", **changes, **more))
+
+    assert prepared().training.how == core.Lanes(3)
+    counts = -np.sort(-prepared().rows.counts)
+    steps = (2 * -(-counts // 16)).tolist()
+    assert len(set(steps)) > 2
+    assert seen[-1] == [steps, steps]
+    prepared(**{"client.drop_last": True})
+    assert seen[-1][0] == (2 * (counts // 16)).tolist() != steps
+    assert prepared(devices=2).training.how == core.Sharded(core.mesh(jax.devices()[:2]), core.Lanes(3))
+    assert seen[-1] == [steps[::2], steps[1::2]] * 2
+    assert prepared(**{"client.lanes": 2}).training.how == core.Lanes(2)
 
 
 def test_on_two_devices_a_run_is_the_same_but_for_rounding(tmp_path):
@@ -333,7 +389,7 @@ def test_evaluating_a_checkpoint_gives_the_summary_again(tmp_path):
         ({"method": "fedprx"}, r"config\.method: unknown name 'fedprx' \(did you mean 'fedprox'\?\)"),
         ({"model.name": "resnet19"}, r"config\.model\.name: unknown name 'resnet19' \(did you mean 'resnet"),
         ({"client.batch_size": 0}, r"config\.client\.batch_size: found 0, expected 1 or more"),
-        ({"client.map": "pmap"}, r"config\.client\.map: found 'pmap', expected auto, vmap, map or a number"),
+        ({"client.map": "pmap"}, r"config\.client\.map: found 'pmap', expected auto, vmap, map, lanes or a number"),
         ({"cohort.size": 5}, r"config\.cohort\.size: found 5 clients a round, expected 1 to 4"),
         ({"cohort.sampling": "fixed", "cohort.ids": (7,)}, r"config\.cohort\.ids: found \(7,\), expected different"),
         ({"cohort.drop_out": 1.5}, r"config\.cohort\.drop_out: found 1\.5"),
