@@ -45,6 +45,7 @@ from fedjax_pfl import (
     cohort,
     core,
     fourier,
+    lanes,
     local,
     log,
     losses,
@@ -82,6 +83,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
         ("KD3A, digit CNN", kd3a_against_torch),
         ("seconds per round by number of clients", by_clients),
         ("seconds per round by how clients run", by_how),
+        ("clients of very different sizes, by how they run", by_lanes),
         ("seconds per round by rounds in a call", by_call),
         ("seconds per round by number of devices", by_devices),
         ("peak memory (MiB) by population", by_population),
@@ -256,6 +258,29 @@ def by_how(clients: int = 100, hows: tuple[How, ...] = ("map", "vmap", "10")) ->
     return {f"client.map={how}": statistics.median(times) for how, times in _times(rounds, 5).items()}
 
 
+def by_lanes(clients: int = 200, epochs: int = 2) -> dict[str, float]:
+    """The same MLP of clients as skewed as FLAIR's: seconds a round, and useful / executed steps. In turn, in chunks, all together, and in as many lanes as are busy nine tenths of the time."""
+    sizes = -np.sort(-skewed(clients))
+    steps = epochs * -(-sizes // BATCH)
+    number, rounds, found = lanes.number([steps]), {}, {}
+    for how in ("map", "vmap", "20", core.Lanes(number)):
+        name = f"{number} lanes" if isinstance(how, core.Lanes) else f"client.map={how}"
+        setup, training = _training(_features(1)[0], "mlp", {"hidden": (64,)}, BATCH, how)
+        training = training._replace(epochs=epochs)
+        rounds[name] = _play(training, setup, "fedavg", *_features(int(sizes.sum())), clients, sizes=sizes).play
+        found[f"utilisation, {name}"] = int(steps.sum()) / cohort.executed(steps, how)
+    times = _times(rounds, 5)
+    return {f"seconds per round, {name}": statistics.median(times[name]) for name in times} | found
+
+
+def skewed(clients: int, seed: int = 0) -> np.ndarray:
+    """Examples of clients with FLAIR's quartiles (1, 2 and 5 images), a tail that gives its mean (8), and at most 512."""
+    u = np.random.default_rng(seed).random(clients)
+    tail = 5 * (0.25 / (1 - np.maximum(u, 0.75))) ** (1 / 1.25)
+    sizes = np.where(u < 0.75, np.interp(u, (0, 0.25, 0.5, 0.75), (1, 1, 2, 5)), tail)
+    return np.minimum(np.rint(sizes), 512).astype(np.int32)
+
+
 def by_call(
     population: int = 100, size: int = 10, calls: tuple[int, ...] = (1, 10), rounds: int = 20
 ) -> dict[str, float]:
@@ -374,11 +399,16 @@ def _play(
     options: Mapping[str, Any] | None = None,
     validation: Sequence[np.ndarray] = (),
     models: int = 1,
+    sizes: np.ndarray | None = None,
 ) -> Round:
-    """Rows that aren't some client's validation rows are its training rows; each client trains so many models."""
+    """Rows that aren't some client's validation rows are its training rows; each client trains so many models.
+
+    The clients have as many rows as each other, or `sizes` [clients].
+    """
     algorithm = algorithms.build(method, training, options)
     pool = cohort.Pool(x, y)
-    rows = cohort.Rows(pool, np.array_split(np.arange(len(x) - sum(map(len, validation))), clients))
+    parts = clients if sizes is None else np.cumsum(sizes)[:-1]
+    rows = cohort.Rows(pool, np.array_split(np.arange(len(x) - sum(map(len, validation))), parts))
     scored = cohort.Rows(pool, validation) if algorithm.validates else None
     ids = np.arange(clients, dtype=np.int32)
     some = cohort.assemble(rows, ids, how=training.how, validation=scored)

@@ -18,6 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     whole |= {"examples per second": 1234.0, "seconds per round, PyTorch": 3.0, "ratio ours / PyTorch": 0.5}
     monkeypatch.setattr(benchmark, "against_torch", lambda: whole | {"Flower": "not installed"})
     monkeypatch.setattr(benchmark, "resnet_against_torch", lambda: whole | {"seconds per round, Flower": 7.5})
+    monkeypatch.setattr(benchmark, "by_lanes", lambda: {"utilisation, 3 lanes": 0.96875})
     monkeypatch.setattr(benchmark, "by_call", lambda: {"rounds_per_call=1": 0.625})
     monkeypatch.setattr(benchmark, "by_devices", lambda: {"devices=1": 0.75})
     monkeypatch.setattr(benchmark, "fedlgt_against_torch", lambda: {"ratio ours / PyTorch": 0.625})
@@ -89,6 +90,17 @@ def test_products():
     assert benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c + a, a), a, 3) == 0
     with pytest.raises(NotImplementedError):
         benchmark.products(lambda a, n: jax.lax.fori_loop(0, n, lambda i, c: c @ a, a), a, 3)
+
+
+def test_by_lanes():
+    found = benchmark.by_lanes(clients=20, epochs=1)
+    names = [name.removeprefix("seconds per round, ") for name in found if name.startswith("seconds")]
+    assert names[:3] == ["client.map=map", "client.map=vmap", "client.map=20"]
+    assert names[3].endswith(" lanes")
+    assert [name for name in found if name.startswith("utilisation")] == [f"utilisation, {name}" for name in names]
+    assert found["utilisation, client.map=map"] == 1
+    assert found["utilisation, client.map=vmap"] == found["utilisation, client.map=20"] < 0.9
+    assert 0.9 <= found[f"utilisation, {names[3]}"] <= 1
 
 
 def test_by_call():
