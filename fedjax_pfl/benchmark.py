@@ -259,7 +259,10 @@ def by_how(clients: int = 100, hows: tuple[How, ...] = ("map", "vmap", "10")) ->
 
 
 def by_lanes(clients: int = 200, epochs: int = 2) -> dict[str, float]:
-    """The same MLP of clients as skewed as FLAIR's: seconds a round, and useful / executed steps. In turn, in chunks, all together, and in as many lanes as are busy nine tenths of the time."""
+    """The same MLP of clients as skewed as FLAIR's: seconds a round, and useful / executed steps.
+
+    The clients run in turn, all together, in chunks, and in as many lanes as are busy nine tenths of the time.
+    """
     sizes = -np.sort(-skewed(clients))
     steps = epochs * -(-sizes // BATCH)
     number, rounds, found = lanes.number([steps]), {}, {}
