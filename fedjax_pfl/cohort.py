@@ -130,7 +130,12 @@ class Rows:
         self.n_max = n_max or max(1, int(self.counts.max(initial=0)))
         self.shared = self.n > 1 and all(rows is index[0] for rows in index)  # everybody has the same rows
         self._noise = np.zeros(self.n, np.float32) if noise is None else np.asarray(noise, np.float32)
+        self._always = pool.resident  # padded to n_max
         self._last: tuple[tuple[bytes, int], ClientData] | None = None
+
+    def pad_to(self, n_max: int) -> None:
+        """From now on pad every client to so many rows, whatever the pool."""
+        self.n_max, self._always = n_max, True
 
     def index(self, id: int) -> np.ndarray:
         """Which rows [count] of the pool one client has."""
@@ -177,7 +182,7 @@ class Rows:
 
     def _padded(self, ids: np.ndarray) -> int:
         """The rows that each of these clients is padded to."""
-        if self.pool.resident:
+        if self._always:
             return self.n_max
         largest = int(self.counts[ids[ids < self.n]].max(initial=1))
         return min(1 << (largest - 1).bit_length(), self.n_max)

@@ -6,19 +6,17 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_pfl import (
     checkpoint,
     cohort,
-    core,
     data,
     experiment,
     hosts,
@@ -26,12 +24,12 @@ from fedjax_pfl import (
     metrics,
     multilabel,
     protocol,
+    rounds,
     segmentation,
 )
 from fedjax_pfl import config as configuration
-from fedjax_pfl.core import Algorithm, Cohort, State
+from fedjax_pfl.core import Report, State
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.store import Clients, Store
 
 
 def run(
@@ -52,58 +50,213 @@ def run(
         UserError: bad input; a changed config; an update that is not finite.
         Interrupted: SIGINT or SIGTERM came; the last round was finished and saved.
     """
-    workdir, config_json = Path(workdir), configuration.to_json(config)
-    _check_same_config(workdir, config_json)
-    setup = experiment.prepare(config)
-    main = f"{config.eval.model}/{config.eval.metric or metrics.main(setup.federation.task)}"
-    _check_main(main, setup)
-    hosts.check_alike("configs", json.dumps(config_json, sort_keys=True))
-    hosts.check_alike("data", data.fingerprint(setup.federation))
-    quiet = quiet or not hosts.first()
+    found = run_together([(config, workdir)], stop_at=stop_at, quiet=quiet, profile=profile)
+    return None if found is None else found[0]
+
+
+def run_together(
+    configs: Sequence[tuple[Any, str | Path]], *, stop_at: int = 0, quiet: bool = False, profile: int = 0
+) -> list[dict[str, Any]] | None:
+    """`run` of several configs, each in its folder, as one program (see `together`); each leaves what it leaves by itself.
+
+    Returns:
+        The summaries, or None where they stopped before the end.
+    """
+    runs = [_Run(config, Path(workdir)) for config, workdir in configs]
+    first, quiet = runs[0], quiet or not hosts.first()
     if hosts.first():
-        _claim(workdir, config_json)
-    if not quiet and (notes := getattr(setup.problem.model, "notes", "")):
+        for each in runs:
+            _claim(each.workdir, configuration.to_json(each.config))
+    if not quiet and (notes := getattr(first.setup.problem.model, "notes", "")):
         print(notes, flush=True)
-    with _own(workdir) as folder, Interrupt() as interrupt, log.Log(folder, tensorboard=config.tensorboard) as records:
-        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-        try:
-            state = setup.init(workdir)
-            found = checkpoints.restore_latest(state, print)
-            progress = checkpoint.Progress(0)
-            if found is not None:
-                state, progress = found
-                if not quiet:
-                    print(f"going on from round {progress.round} in {workdir}", flush=True)
-            records.truncate(progress.round)
-            end = min(stop_at or config.rounds, config.rounds)
-            with Profile(workdir / "profile", min(progress.round + 2, end), profile) as recording:
-                state, progress, compile_seconds = _rounds(
-                    config, setup, state, progress, end, main, records, checkpoints, interrupt, recording, quiet
+    with contextlib.ExitStack() as stack, Interrupt() as interrupt:
+        for each in runs:
+            each.open(stack)
+        states = _last_states(runs, quiet)
+        done, end = first.progress.round, min(stop_at or first.config.rounds, first.config.rounds)
+        with Profile(first.workdir / "profile", min(done + 2, end), profile) as recording:
+            states, compile_seconds = _play(runs, states, end, interrupt, recording, quiet)
+        for each in runs:
+            each.checkpoints.wait()
+        if first.progress.round < first.config.rounds:
+            if (signal := hosts.any_of(interrupt.signal)) is not None:
+                raise Interrupted(
+                    signal, first.progress.round, first.workdir if len(runs) == 1 else first.workdir.parent
                 )
-            checkpoints.wait()
-            if progress.round < config.rounds:
-                if (signal := hosts.any_of(interrupt.signal)) is not None:
-                    raise Interrupted(signal, progress.round, workdir)
-                return None
-            summary = protocol.summarise(config, setup, state, progress, checkpoints, main)
-            summary["compile_seconds"] = compile_seconds
-            if setup.federation.task == "multi":
-                _write_classes(config, setup, hosts.here(state), folder)
-            if setup.federation.task == "mask" and config.plots:
-                _draw_masks(setup, hosts.here(state), folder)
-        finally:
-            checkpoints.close()
-        log.write_json(folder / "summary.json", summary)
-        if config.plots and hosts.first():
+            return None
+        summaries = [each.summarise(state, compile_seconds) for each, state in zip(runs, states, strict=True)]
+    for each, summary in zip(runs, summaries, strict=True):
+        each.write(summary)
+    return summaries
+
+
+class _Run:
+    """One run: what was built of its config, its folder, how far it is.
+
+    Raises:
+        UserError: bad input; the folder holds another run.
+    """
+
+    def __init__(self, config: Any, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        config_json = configuration.to_json(config)
+        _check_same_config(workdir, config_json)
+        self.setup = experiment.prepare(config)
+        self.main = f"{config.eval.model}/{config.eval.metric or metrics.main(self.setup.federation.task)}"
+        _check_main(self.main, self.setup)
+        hosts.check_alike("configs", json.dumps(config_json, sort_keys=True))
+        hosts.check_alike("data", data.fingerprint(self.setup.federation))
+        self.progress, self.saved = checkpoint.Progress(0), 0
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        """Open the log and the checkpoints, until the stack is left."""
+        self.folder = stack.enter_context(_own(self.workdir))
+        self.records = stack.enter_context(log.Log(self.folder, tensorboard=self.config.tensorboard))
+        self.checkpoints = checkpoint.Checkpoints(self.workdir / "checkpoints", self.config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
+
+    def count(self, reports: Sequence[Report], seconds: float) -> float:
+        """Count these rounds' work; the last one's mean loss."""
+        loss = 0.0
+        for report in reports:
+            round, examples = self.progress.round + 1, int(report.train.examples.sum())
+            _check_finite(report, round, self.setup, self.config, self.saved)
+            loss = float(report.train.loss.sum() / max(1, examples))
+            self.progress = self.progress._replace(
+                round=round,
+                seconds=self.progress.seconds + seconds,
+                examples=self.progress.examples + examples,
+                steps=self.progress.steps + int(report.train.steps.sum()),
+                executed=self.progress.executed
+                + cohort.executed(np.asarray(report.train.steps), self.setup.training.how),
+            )
+        return loss
+
+    def evaluate(self, state: State, report: Report, loss: float) -> tuple[float | None, bool, str]:
+        """Score the models and log it: the main metric, whether it is the best so far, and a line to show."""
+        config, setup, round = self.config, self.setup, self.progress.round
+        always = ("tuned",) if config.eval.tuned == "always" else ()
+        record = protocol.evaluation(setup, state, ("validation", "test"), ("personal", "global", "shared", *always))
+        record |= protocol.curve(report, setup.federation.client_names)
+        record |= protocol.described(setup, state)
+        value = record.get(f"validation/{self.main}")
+        record = {"round": round, "train/loss": loss, "seconds": self.progress.seconds, **record}
+        self.records.append(record)
+        improved = round >= config.eval.best_from * config.rounds and _better(
+            value, self.progress.best_value, self.main
+        )
+        if improved:
+            self.progress = self.progress._replace(best_round=round, best_value=value)
+        return value, improved, multilabel.line(record, round, config.rounds)
+
+    def save(self, state: State) -> None:
+        """Save the state and how far the run is."""
+        self.checkpoints.save(state, self.progress)
+        self.saved = self.progress.round
+
+    def summarise(self, state: State, compile_seconds: float) -> dict[str, Any]:
+        """The summary, and what is written of the last models."""
+        config, setup = self.config, self.setup
+        summary = protocol.summarise(config, setup, state, self.progress, self.checkpoints, self.main)
+        summary["compile_seconds"] = compile_seconds
+        if setup.federation.task == "multi":
+            _write_classes(config, setup, hosts.here(state), self.folder)
+        if setup.federation.task == "mask" and config.plots:
+            _draw_masks(setup, hosts.here(state), self.folder)
+        return summary
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write the summary, and draw the run."""
+        config, folder = self.config, self.workdir / "plots"
+        if not hosts.first():
+            return
+        log.write_json(self.workdir / "summary.json", summary)
+        if config.plots:
             from fedjax_pfl import plots
 
-            plots.training(records.records(), workdir / "plots" / "training.png", f"validation/{main}")
-            plots.described(records.records(), workdir / "plots")
-            name = config.name or config.method
+            records = self.records.records()
+            plots.training(records, folder / "training.png", f"validation/{self.main}")
+            plots.described(records, folder)
             plots.retrogress(
-                {name: records.records()}, workdir / "plots" / "retrogress.png", config.score.metric or main
+                {config.name or config.method: records}, folder / "retrogress.png", config.score.metric or self.main
             )
-    return summary
+
+
+def _last_states(runs: Sequence[_Run], quiet: bool) -> list[State]:
+    """The states that runs were saved with last, all of them after the same round; where nothing was, the initial ones."""
+    states = [each.setup.init(each.workdir) for each in runs]
+    if len(runs) == 1:
+        found = [runs[0].checkpoints.restore_latest(states[0], print)]
+    else:
+        saved = [set(each.checkpoints.rounds()) for each in runs]
+        last = max(set.intersection(*saved), default=0)
+        if any(saved) and not last:
+            raise UserError(
+                f"--workdir: the runs in {runs[0].workdir.parent} have no checkpoint of the same round, expected one from "
+                "which all of them can go on; give another --workdir"
+            )
+        found = [
+            each.checkpoints.restore(last, state) if last else None for each, state in zip(runs, states, strict=True)
+        ]
+    for i, (each, one) in enumerate(zip(runs, found, strict=True)):
+        if one is not None:
+            states[i], each.progress = one
+            each.saved = each.progress.round
+            if not quiet:
+                print(f"going on from round {each.progress.round} in {each.workdir}", flush=True)
+        each.records.truncate(each.progress.round)
+    return states
+
+
+def _play(
+    runs: Sequence[_Run],
+    states: list[State],
+    end: int,
+    interrupt: "Interrupt",
+    recording: "Profile",
+    quiet: bool,
+) -> tuple[list[State], float]:
+    """The rounds up to `end`; returns the last states and the seconds of compilation."""
+    first, config = runs[0], runs[0].config
+    done = first.progress.round
+    if done >= end:
+        return states, 0.0
+    if len(runs) == 1:
+        played = rounds.Alone(config, first.setup, states[0], done, end)
+    else:
+        played = rounds.Together(
+            [(each.config, each.setup, state) for each, state in zip(runs, states, strict=True)], done
+        )
+    stopping = hosts.any_of(interrupt.signal)
+    with log.Progress(config.rounds, done, quiet, metric=first.main) as bar:
+        for round in range(done + played.each, end + 1, played.each):  # the last one of each call
+            if stopping is not None:
+                break
+            played.compile()
+            began = time.perf_counter()
+            with recording.of(round - played.each + 1):
+                played.start()
+            if round < end:
+                played.gather(round)  # the host reads and gathers the next cohort while the device works
+            reports = played.finish()
+            seconds = (time.perf_counter() - began) / played.each
+            losses = [each.count(own, seconds / len(runs)) for each, own in zip(runs, reports, strict=True)]
+            values: list[float | None] = [None]
+            improved = False
+            if round % config.eval.every == 0 or round == config.rounds:
+                found = [each.evaluate(played.state(i), reports[i][-1], losses[i]) for i, each in enumerate(runs)]
+                values, improved = [value for value, *_ in found], any(better for _, better, _ in found)
+                for *_, line in found:
+                    if line and not quiet:
+                        bar.say(line)
+            stopping = hosts.any_of(interrupt.signal)
+            # All of them or none, so that they can go on together.
+            if improved or round % config.checkpoint.every == 0 or round == end or stopping is not None:
+                for i, each in enumerate(runs):
+                    each.save(played.state(i))
+            known = [value for value in values if value is not None]
+            bar.update(round, float(np.mean(losses)), float(np.mean(known)) if known else None, seconds)
+    return [played.state(i) for i in range(len(runs))], played.compile_seconds
 
 
 def finished(workdir: Path, config: Any) -> bool:
@@ -113,93 +266,6 @@ def finished(workdir: Path, config: Any) -> bool:
         return json.loads((workdir / "summary.json").read_text())["rounds"] >= config.rounds
     except (OSError, json.JSONDecodeError, KeyError):
         return False
-
-
-def _rounds(
-    config: Any,
-    setup: experiment.Setup,
-    state: State,
-    progress: checkpoint.Progress,
-    end: int,
-    main: str,
-    records: log.Log,
-    checkpoints: checkpoint.Checkpoints,
-    interrupt: "Interrupt",
-    recording: "Profile",
-    quiet: bool,
-) -> tuple[State, checkpoint.Progress, float]:
-    """Rounds progress.round + 1 ... end; returns the last state, the progress and the seconds of compilation."""
-    if progress.round >= end:
-        return state, progress, 0.0
-    how, each = setup.training.how, config.rounds_per_call
-    stored = state.clients if isinstance(state.clients, Store) else None
-    _check_call(each, stored is not None, progress.round, end)
-    clients = Clients(stored)
-    state = core.everywhere(state if stored is None else state._replace(clients=()), how)
-
-    def next_cohort(round: int) -> Cohort:
-        """Of the rounds of the next call."""
-        draws = [setup.sampler(round + i) for i in range(each)]
-        among = np.concatenate([ids for ids, _ in draws])
-        cohorts = [
-            cohort.assemble(setup.rows, *draw, how, setup.validation, stored=stored is not None, among=among)
-            for draw in draws
-        ]
-        return cohorts[0] if each == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cohorts)
-
-    some = next_cohort(progress.round)
-    clients.read(some)
-    stopping = hosts.any_of(interrupt.signal)
-    compiled = _Compiled(setup.algorithm, how, several=each > 1)
-    saved = progress.round
-    with log.Progress(config.rounds, progress.round, quiet, metric=main) as bar:
-        for round in range(progress.round + each, end + 1, each):  # the last one of each call
-            if stopping is not None:
-                break
-            state = clients.of_cohort(state)
-            rounds = compiled.rounds(state, some, setup.key)
-            began = time.perf_counter()
-            with recording.of(round - each + 1):
-                state, reports = rounds(state, some, setup.key)
-            if round < end:
-                some = next_cohort(round)  # the host reads and gathers the next cohort while the device works
-                clients.read(some)
-            state = clients.put_back(state)
-            reports = jax.device_get(reports)
-            seconds, loss = (time.perf_counter() - began) / each, 0.0
-            for i in range(each):
-                report = reports if each == 1 else jax.tree.map(lambda leaf, i=i: leaf[i], reports)
-                _check_finite(report, round - each + 1 + i, setup, config, saved)
-                examples = int(report.train.examples.sum())
-                loss = float(report.train.loss.sum() / max(1, examples))
-                progress = progress._replace(
-                    round=round - each + 1 + i,
-                    seconds=progress.seconds + seconds,
-                    examples=progress.examples + examples,
-                    steps=progress.steps + int(report.train.steps.sum()),
-                    executed=progress.executed + cohort.executed(report.train.steps, how),
-                )
-            improved, value = False, None
-            if round % config.eval.every == 0 or round == config.rounds:
-                always = ("tuned",) if config.eval.tuned == "always" else ()
-                record = protocol.evaluation(
-                    setup, state, ("validation", "test"), ("personal", "global", "shared", *always)
-                )
-                record |= protocol.curve(report, setup.federation.client_names)
-                record |= protocol.described(setup, state)
-                value = record.get(f"validation/{main}")
-                record = {"round": round, "train/loss": loss, "seconds": progress.seconds, **record}
-                records.append(record)
-                if not quiet and (line := multilabel.line(record, round, config.rounds)):
-                    bar.say(line)
-                if round >= config.eval.best_from * config.rounds and _better(value, progress.best_value, main):
-                    progress, improved = progress._replace(best_round=round, best_value=value), True
-            stopping = hosts.any_of(interrupt.signal)
-            if improved or round % config.checkpoint.every == 0 or round == end or stopping is not None:
-                checkpoints.save(state, progress)
-                saved = round
-            bar.update(round, loss, value, seconds)
-    return state, progress, compiled.seconds
 
 
 class Profile:
@@ -224,33 +290,6 @@ class Profile:
             options.python_tracer_level = 0  # what Python does would be most of the file
             self._open.enter_context(jax.profiler.trace(self._folder, profiler_options=options))
         return jax.profiler.StepTraceAnnotation("round", step_num=round)
-
-
-class _Compiled:
-    """The rounds of a call, compiled once for each number of rows that cohorts are padded to: once with resident data."""
-
-    def __init__(self, algorithm: Algorithm, how: core.How, several: bool) -> None:
-        self._jitted, self._by_shape = core.jit_round(algorithm, how, several=several), {}
-        self.seconds = 0.0  # of all compilations
-
-    def rounds(self, state: State, some: Cohort, key: jax.Array) -> Callable[..., Any]:
-        shape = some.data.x.shape
-        if shape not in self._by_shape:
-            began = time.perf_counter()
-            self._by_shape[shape] = self._jitted.lower(state, some, key).compile()
-            self.seconds += time.perf_counter() - began
-        return self._by_shape[shape]
-
-
-def _check_call(each: int, stored: bool, done: int, end: int) -> None:
-    """Raises UserError where so many rounds can't be one call."""
-    if each > 1 and (stored or hosts.several()):
-        raise UserError(
-            f"config.rounds_per_call: found {each}, expected 1 with "
-            + ("clients' states off the device" if stored else "several hosts")
-        )
-    if (end - done) % each:
-        raise UserError(f"--stop_at: found {end}, expected a multiple of config.rounds_per_call, {each}")
 
 
 def _write_classes(config: Any, setup: experiment.Setup, state: State, workdir: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_pfl import checkpoint, cohort, data, experiment, protocol, train
+from fedjax_pfl import checkpoint, cohort, data, experiment, protocol, rounds, train
 from fedjax_pfl.data.flair import flair
 from fedjax_pfl.data.lazy import H5Images
 from fedjax_pfl.errors import UserError
@@ -338,7 +338,7 @@ def test_a_streamed_run_equals_one_in_memory(made: Made, tmp_path: Path, monkeyp
         client=np.repeat(made.users, made.counts), class_names=names,
     )  # fmt: skip
     shapes: list[int] = []
-    compiled = train._Compiled.rounds
+    compiled = rounds.Compiled.__call__
 
     def spy(self, state, some, key):
         shapes.append(some.data.x.shape[1])
@@ -346,7 +346,7 @@ def test_a_streamed_run_equals_one_in_memory(made: Made, tmp_path: Path, monkeyp
         assert {shape[1] for shape in self._by_shape} == set(shapes)
         return run
 
-    monkeypatch.setattr(train._Compiled, "rounds", spy)
+    monkeypatch.setattr(rounds.Compiled, "__call__", spy)
     states = {}
     for source, path in (("npz", tmp_path / "mine.npz"), ("flair", made.path)):
         changes = {"data.flair.metadata": str(made.metadata), "rounds": 3, "cohort.size": 2, "seed": 1}
