@@ -87,13 +87,18 @@ def _run() -> int:
         raise UserError(f"--config: missing, --mode={mode} needs a config file such as configs/quickstart.py")
     file: Any = flags.FLAGS["config"]
     stem = "-".join([Path(file.config_filename.split(":")[0]).stem, *file.config_filename.split(":")[1:]])
+    if mode != "train" and (config.seeds or config.lrs):
+        raise UserError(f"config.{'seeds' if config.seeds else 'lrs'}: only --mode=train, found --mode={mode}")
     if mode == "sweep":
         return _sweep(file.config_filename)
-    workdir = _WORKDIR.value or f"runs/{stem}-seed{config.seed}"
+    several = mode == "train" and (config.seeds or config.lrs)
+    workdir = _WORKDIR.value or f"runs/{stem}" + ("" if several else f"-seed{config.seed}")
     if mode == "partition":
         return commands.partition(config, workdir)
     if mode == "embed":
         return commands.embed(config, workdir)
+    if several:
+        return commands.train_together(config, workdir, _WHICH.value, _METRICS.value, _STOP_AT.value, _QUIET.value)
     return commands.train(config, workdir, _STOP_AT.value, _QUIET.value, _PROFILE.value)
 
 

@@ -10,6 +10,8 @@ def get_config() -> ConfigDict:
 
     config.name = ""  # name of the run in reports; "" = the method's. Runs of one name differ in their seed
     config.seed = 0  # of everything random: initial model, partition, splits, cohorts, batches
+    config.seeds = ()  # several runs as one program, each with one of these for seed, e.g. 0,1,2; () = one run
+    config.lrs = ()  # the same with one of these for client.lr, e.g. 0.1,0.01; with seeds every pair
     config.method = "fedavg"  # a name in fedjax_pfl.algorithms.METHODS; its options stand in the section of that name
     config.rounds = 20  # number of rounds R
     config.rounds_per_call = (

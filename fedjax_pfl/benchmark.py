@@ -53,6 +53,7 @@ from fedjax_pfl import (
     problem,
     score,
     store,
+    together,
     tree,
 )
 from fedjax_pfl.core import How
@@ -85,6 +86,7 @@ def run(config: Any = None, workdir: str | None = None) -> dict[str, Any]:
         ("seconds per round by how clients run", by_how),
         ("clients of very different sizes, by how they run", by_lanes),
         ("seconds per round by rounds in a call", by_call),
+        ("seconds of several runs", by_runs),
         ("seconds per round by number of devices", by_devices),
         ("peak memory (MiB) by population", by_population),
         ("progressive Fourier aggregation", pfa_against_numpy),
@@ -313,6 +315,39 @@ def by_call(
 
         plays[f"rounds_per_call={each}"] = play
     return {name: statistics.median(times) / rounds for name, times in _times(plays, 5).items()}
+
+
+def by_runs(number: int = 4, clients: int = 100, rounds: int = 20) -> dict[str, float]:
+    """Seconds of the same MLP's rounds for so many seeds and learning rates, compiling included: apart, and as one program."""
+    x, y = _features(clients * 20)
+    rows = cohort.Rows(cohort.Pool(x, y), np.array_split(np.arange(len(x)), clients))
+    some, keys = cohort.assemble(rows, np.arange(clients)), [jax.random.key(seed) for seed in range(number)]
+    setup, training = _training(x, "mlp", {"hidden": (64,)}, BATCH, "auto")
+    runs = [
+        algorithms.build(
+            "fedavg", training._replace(seed=seed, lr=local.schedule("constant", LR / (1 + seed), rounds=1))
+        )
+        for seed in range(number)
+    ]
+
+    def stack(*trees: Any) -> Any:
+        return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *trees)
+
+    def played(round: Any, *args: Any) -> float:
+        state, *others = args
+        began = time.perf_counter()
+        for _ in range(rounds):
+            state, _ = round(state, *others)
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    starts = [run.init(setup.init(key), clients) for run, key in zip(runs, keys, strict=True)]
+    one = together.jit_rounds(runs)
+    at_once = played(one, stack(*starts), stack(*[some] * number), stack(*keys))
+    apart = sum(
+        played(core.jit_round(run), start, some, key) for run, start, key in zip(runs, starts, keys, strict=True)
+    )
+    return {f"{number} runs apart": apart, f"{number} runs as one program": at_once}
 
 
 def by_devices(clients: int = 100) -> dict[str, Any]:

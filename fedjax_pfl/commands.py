@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from fedjax_pfl import config as configuration
 from fedjax_pfl import data, experiment, hosts, log, metrics, protocol
 from fedjax_pfl import train as training
 from fedjax_pfl.data.files import cache_folder
@@ -34,6 +35,28 @@ def train(config: Any, workdir: str, stop_at: int = 0, quiet: bool = False, prof
         return 0
     print(table(summary))
     print(f"\nwritten to {workdir}: summary.json, metrics.jsonl, checkpoints/" + (", plots/" if config.plots else ""))
+    return 0
+
+
+def train_together(
+    config: Any, workdir: str, which: str, names: Sequence[str], stop_at: int = 0, quiet: bool = False
+) -> int:
+    """Train the runs of config.seeds and config.lrs as one program, or go on with them, and print their table."""
+    from fedjax_pfl import report as reports
+
+    _cache_compilations()
+    root = Path(workdir)
+    runs = [(own, root / name) for name, own in configuration.runs(config)]
+    try:
+        summaries = training.run_together(runs, stop_at=stop_at, quiet=quiet)
+    except training.Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_status
+    if summaries is None:
+        print(f"stopped after round {stop_at} as asked, saved in {root}; without --stop_at the same command goes on")
+        return 0
+    print(reports.run([folder for _, folder in runs], output=root, metrics=list(names) or None, which=which))
+    print(f"\nwritten to {root}: report.md, report.csv, report_runs.csv, curves.png, and a folder for each run")
     return 0
 
 

@@ -252,6 +252,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def validate(config: Any) -> None:
     """Raises UserError for the first value that can't be, naming the field, what was found and what was expected."""
     values = flat(config)
+    if config.seeds or config.lrs:
+        raise UserError(
+            f"config.{'seeds' if config.seeds else 'lrs'}: found {tuple(config.seeds or config.lrs)}, expected () but with "
+            "--mode=train"
+        )
     for field, (test, expected) in RULES.items():
         if not test(values[field]):
             raise UserError(f"config.{field}: found {values[field]!r}, expected {expected}")
@@ -265,6 +270,30 @@ def validate(config: Any) -> None:
     registry.lookup(models.MODELS, config.model.name, "config.model.name")
     for entry in config.model.per_client:
         named_model(config, entry)
+
+
+def runs(config: Any) -> list[tuple[str, Any]]:
+    """The runs that config.seeds and config.lrs ask for: the name of each one's folder, and its config.
+
+    Raises:
+        UserError: what they hold can't be seeds or learning rates.
+    """
+    for field, kind, expected in (("seeds", int, "whole numbers"), ("lrs", (int, float), "numbers")):
+        found = tuple(config[field])
+        if not all(isinstance(each, kind) and not isinstance(each, bool) for each in found) or len(set(found)) < len(
+            found
+        ):
+            raise UserError(f"config.{field}: found {found}, expected different {expected}")
+    each = []
+    for lr in config.lrs or (None,):
+        for seed in config.seeds or (config.seed,):
+            own = config.copy_and_resolve_references().unlock()
+            own.seed, own.seeds, own.lrs, name = seed, (), (), f"seed{seed}"
+            if lr is not None:
+                own.client.lr, own.name = float(lr), f"{config.name or config.method}, lr {lr:g}"
+                name = f"lr{lr:g}-{name}"
+            each.append((name, own.lock()))
+    return each
 
 
 def named_model(config: Any, entry: str) -> tuple[str, dict[str, Any]]:

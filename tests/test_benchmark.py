@@ -19,6 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "against_torch", lambda: whole | {"Flower": "not installed"})
     monkeypatch.setattr(benchmark, "resnet_against_torch", lambda: whole | {"seconds per round, Flower": 7.5})
     monkeypatch.setattr(benchmark, "by_lanes", lambda: {"utilisation, 3 lanes": 0.96875})
+    monkeypatch.setattr(benchmark, "by_runs", lambda: {"4 runs apart": 1.25})
     monkeypatch.setattr(benchmark, "by_call", lambda: {"rounds_per_call=1": 0.625})
     monkeypatch.setattr(benchmark, "by_devices", lambda: {"devices=1": 0.75})
     monkeypatch.setattr(benchmark, "fedlgt_against_torch", lambda: {"ratio ours / PyTorch": 0.625})
@@ -106,6 +107,12 @@ def test_by_lanes():
 def test_by_call():
     found = benchmark.by_call(population=4, size=2, calls=(1, 2), rounds=4)
     assert list(found) == ["rounds_per_call=1", "rounds_per_call=2"]
+    assert all(seconds > 0 for seconds in found.values())
+
+
+def test_by_runs():
+    found = benchmark.by_runs(number=2, clients=3, rounds=2)
+    assert list(found) == ["2 runs apart", "2 runs as one program"]
     assert all(seconds > 0 for seconds in found.values())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 
-from fedjax_pfl import algorithms, core, store, tree
+from fedjax_pfl import algorithms, core, local, store, together, tree
 from fedjax_pfl.checkpoint import Checkpoints, Progress
 from fedjax_pfl.core import Algorithm, State
 
@@ -168,6 +168,31 @@ def test_over_devices(name, play):
             core.everywhere(on_device(play.states[r]), over), toy.cohort(ids, lost), jax.random.key(toy.KEY)
         )
         close(jax.device_get(state), play.states[r + 1], 1e-9)
+
+
+@pytest.mark.slow
+def test_runs_as_one_program(name):
+    """Two runs with seeds, learning rates and numbers of each class of their own, in different cohorts, side by side."""
+    own = [
+        {"seed": 0, "lr": local.schedule("step", 0.1, rounds=4, every=2, factor=0.5), "counts": (9, 30, 20)},
+        {"seed": 3, "lr": local.schedule("step", 0.07, rounds=4, every=2, factor=0.5), "counts": (25, 11, 23)},
+    ]
+    runs = [algorithms.build(name, toy.training(**each), OPTIONS.get(name)) for each in own]
+    starts = [each.init(toy.variables(), toy.N) for each in runs]
+    cohorts = [[toy.cohort(ids, lost) for ids, lost in some] for some in (ROUNDS[:2], ROUNDS[1:3])]
+    keys = [jax.random.key(toy.KEY + run) for run in range(2)]
+    expected = []
+    for run, state, mine, key in zip(runs, starts, cohorts, keys, strict=True):
+        round = toy.jit(run.round)
+        for cohort in mine:
+            state, _ = round(state, cohort, key)
+        expected.append(jax.device_get(state))
+    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    round, states = together.jit_rounds(runs), stack(*starts)
+    for some in zip(*cohorts, strict=True):
+        states, _ = round(states, stack(*some), stack(*keys))
+    for i, one in enumerate(expected):
+        close(jax.tree.map(lambda leaf, i=i: leaf[i], jax.device_get(states)), one, 1e-9)
 
 
 def test_states_in_a_store(name, play):

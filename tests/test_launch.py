@@ -70,6 +70,9 @@ def test_help_with_a_config_lists_its_options():
         ),
         (["--mode=sweep", "--config=configs/quickstart.py", "--variants=fast"], "has no VARIANTS"),
         (["--mode=sweep", "--config=configs/sweep_all.py:fedavg"], "takes words by --variants=fedavg"),
+        (["--mode=sweep", "--config=configs/sweep_all.py", "--config.seeds=0,1"], "config.seeds: only --mode=train"),
+        (["--mode=partition", "--config=configs/quickstart.py", "--config.lrs=0.1,1"], "config.lrs: only --mode=train"),
+        (["--config=configs/quickstart.py", "--config.seeds=0,0"], "config.seeds: found (0, 0), expected different"),
         (["--mode=sweep", "--config=configs/sweep_all.py", "--seeds=0,one"], "--seeds: found '0,one'"),
         (["--mode=report", "--runs=nowhere"], "nowhere"),
         (["--mode=eval"], "--workdir: missing"),
@@ -179,6 +182,22 @@ def get_config(word="a"):
     config.update_from_flattened_dict({**VARIANTS[word], "name": word})
     return config
 """
+
+
+def test_several_seeds_as_one_program(tmp_path):
+    """A folder for each and a table of all; stopped and gone on with."""
+    flags = ["--config=configs/fedbn_digits.py", "--config.seeds=0,3", f"--workdir={tmp_path}", "--config.rounds=2"]
+    flags += ["--config.plots=False", "--noconfig.tensorboard", "--config.split.max_examples=120"]
+    stopped = launch(*flags, "--stop_at=1")
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"stopped after round 1 as asked, saved in {tmp_path};" in stopped.stdout
+    done = launch(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "0, 3 (n = 2)" in done.stdout
+    for seed in (0, 3):
+        summary = json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text())
+        assert (summary["seed"], summary["rounds"]) == (seed, 2)
+    assert (tmp_path / "report.md").exists()
 
 
 def test_a_sweep(tmp_path):
