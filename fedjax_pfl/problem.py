@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
-from fedjax_pfl import losses
+from fedjax_pfl import compiler, losses
 from fedjax_pfl.core import ClientData, Variables
 from fedjax_pfl.data import augment
 from fedjax_pfl.errors import UserError
@@ -82,7 +83,9 @@ def build(
         return x + std.astype(dtype) * jax.random.normal(key, x.shape, dtype) if noisy else x
 
     def init(key: Key[Array, ""]) -> Variables:
-        variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *example.shape), dtype), train=False))(key)
+        first = jnp.zeros((1, *example.shape), dtype)
+        options = None if isinstance(key, Tracer) else compiler.once()  # within a program it is part of that
+        variables = jax.jit(lambda key: model.init(key, first, train=False), compiler_options=options)(key)
         if given is None:
             return variables
         try:

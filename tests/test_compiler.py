@@ -1,5 +1,6 @@
 """What a CPU is told, and that an XLA which doesn't know it is left alone."""
 
+import os
 import re
 
 import jax
@@ -16,9 +17,18 @@ def test_options_are_those_that_xla_knows(monkeypatch):
     assert jax.jit(lambda x: x + 1, compiler_options=compiler.options.__wrapped__())(1.0) == 2
 
 
+def test_what_runs_once_is_compiled_quickly(monkeypatch):
+    """Unless XLA_FLAGS, as those of these tests, say otherwise."""
+    assert "xla_backend_optimization_level" in os.environ["XLA_FLAGS"]
+    assert compiler.once.__wrapped__() == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    assert compiler.once.__wrapped__() == {"xla_backend_optimization_level": 1}
+
+
 def test_elsewhere_than_on_a_cpu_nothing_changes(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler.options.__wrapped__() == {}
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compiler.options.__wrapped__() == compiler.once.__wrapped__() == {}
     assert compiler.apart(jnp.sin) is jnp.sin
 
 
