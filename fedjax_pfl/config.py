@@ -254,8 +254,8 @@ def validate(config: Any) -> None:
     values = flat(config)
     if config.seeds or config.lrs:
         raise UserError(
-            f"config.{'seeds' if config.seeds else 'lrs'}: found {tuple(config.seeds or config.lrs)}, expected () but with "
-            "--mode=train"
+            f"config.{'seeds' if config.seeds else 'lrs'}: found {tuple(config.seeds or config.lrs)}, expected () except "
+            "with --mode=train"
         )
     for field, (test, expected) in RULES.items():
         if not test(values[field]):
@@ -278,11 +278,9 @@ def runs(config: Any) -> list[tuple[str, Any]]:
     Raises:
         UserError: what they hold can't be seeds or learning rates.
     """
-    for field, kind, expected in (("seeds", int, "whole numbers"), ("lrs", (int, float), "numbers")):
+    for field, kinds, expected in (("seeds", (int,), "whole numbers"), ("lrs", (int, float), "numbers")):
         found = tuple(config[field])
-        if not all(isinstance(each, kind) and not isinstance(each, bool) for each in found) or len(set(found)) < len(
-            found
-        ):
+        if len(set(found)) < len(found) or not all(type(each) in kinds for each in found):
             raise UserError(f"config.{field}: found {found}, expected different {expected}")
     each = []
     for lr in config.lrs or (None,):

@@ -181,7 +181,6 @@ def _check_together(runs: Sequence[tuple[Any, Setup, State]]) -> None:
     for what, each in (
         ("clients a round", [setup.sampler.size for _, setup, _ in runs]),
         ("clients", [setup.trainers for _, setup, _ in runs]),
-        ("lanes", [core.number_of_lanes(setup.training.how) for _, setup, _ in runs]),
     ):
         if len(set(each)) > 1:
             raise UserError(

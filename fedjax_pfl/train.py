@@ -17,6 +17,7 @@ import numpy as np
 from fedjax_pfl import (
     checkpoint,
     cohort,
+    core,
     data,
     experiment,
     hosts,
@@ -64,6 +65,13 @@ def run_together(
     """
     runs = [_Run(config, Path(workdir)) for config, workdir in configs]
     first, quiet = runs[0], quiet or not hosts.first()
+    if len(runs) > 1:
+        for each in runs:
+            each.label = f"{each.workdir.name}: "
+    lanes = {core.number_of_lanes(each.setup.training.how) for each in runs}
+    if len(lanes) > 1:  # one program has one number of them
+        for each in runs:
+            each.prepare(lanes=max(number or 0 for number in lanes))
     if hosts.first():
         for each in runs:
             _claim(each.workdir, configuration.to_json(each.config))
@@ -101,12 +109,21 @@ class _Run:
         self.config, self.workdir = config, workdir
         config_json = configuration.to_json(config)
         _check_same_config(workdir, config_json)
-        self.setup = experiment.prepare(config)
+        self.prepare()
         self.main = f"{config.eval.model}/{config.eval.metric or metrics.main(self.setup.federation.task)}"
         _check_main(self.main, self.setup)
         hosts.check_alike("configs", json.dumps(config_json, sort_keys=True))
         hosts.check_alike("data", data.fingerprint(self.setup.federation))
         self.progress, self.saved = checkpoint.Progress(0), 0
+        self.label = ""  # what errors call it, where it is one of several
+
+    def prepare(self, lanes: int = 0) -> None:
+        """Build what the config describes, with so many lanes (0: as many as it says)."""
+        config = self.config
+        if lanes:
+            config = config.copy_and_resolve_references().unlock()
+            config.client.lanes = lanes
+        self.setup = experiment.prepare(config)
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Open the log and the checkpoints, until the stack is left."""
@@ -120,7 +137,7 @@ class _Run:
         loss = 0.0
         for report in reports:
             round, examples = self.progress.round + 1, int(report.train.examples.sum())
-            _check_finite(report, round, self.setup, self.config, self.saved)
+            _check_finite(report, f"{self.label}round {round}", self.setup, self.config, self.saved)
             loss = float(report.train.loss.sum() / max(1, examples))
             self.progress = self.progress._replace(
                 round=round,
@@ -401,7 +418,7 @@ def _check_main(main: str, setup: experiment.Setup) -> None:
         raise UserError("config.eval.model: found 'global', but this method has no global model")
 
 
-def _check_finite(report: Any, round: int, setup: experiment.Setup, config: Any, saved: int) -> None:
+def _check_finite(report: Any, when: str, setup: experiment.Setup, config: Any, saved: int) -> None:
     """A NaN update must speak."""
     if report.finite.all() and report.server_finite:
         return
@@ -410,7 +427,7 @@ def _check_finite(report: Any, round: int, setup: experiment.Setup, config: Any,
     who = f"the update of client {', '.join(bad[:5])}" if bad else "the server's model"
     kept = f"round {saved} is saved" if saved else "nothing was saved"
     raise UserError(
-        f"round {round}: {who} is not finite (NaN or infinity); lower config.client.lr (found {config.client.lr}) "
+        f"{when}: {who} is not finite (NaN or infinity); lower config.client.lr (found {config.client.lr}) "
         f"or set config.client.clip; {kept}"
     )
 

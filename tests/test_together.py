@@ -11,7 +11,7 @@ import pytest
 from jax.custom_batching import custom_vmap
 
 from configs import base
-from fedjax_pfl import checkpoint, experiment, together, train
+from fedjax_pfl import checkpoint, core, experiment, lanes, rounds, together, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.core import Algorithm
 from fedjax_pfl.errors import UserError
@@ -216,6 +216,29 @@ def test_impossible_runs(changes, message, tmp_path):
     assert str(caught.value) == message
 
 
+def test_runs_get_one_number_of_lanes(monkeypatch, tmp_path):
+    """Each would choose its own: seeds have other sizes. The most that one of them chooses are for all."""
+    chosen = iter((2, 3))
+    monkeypatch.setattr(lanes, "number", lambda cohorts: next(chosen))
+    built = []
+    monkeypatch.setattr(rounds.Together, "__init__", lambda self, runs, done: built.extend(runs) or skip())
+
+    def skip() -> None:
+        raise UserError("far enough")
+
+    runs = configuration.runs(config(**{"seeds": (0, 3), "client.map": "lanes"}))
+    with pytest.raises(UserError, match="far enough"):
+        train.run_together([(own, tmp_path / name) for name, own in runs], quiet=True)
+    assert [core.number_of_lanes(setup.training.how) for _, setup, _ in built] == [3, 3]
+    assert [own.client.lanes for own, *_ in built] == [0, 0]
+
+
+def test_a_run_that_diverges_is_named(tmp_path):
+    runs = configuration.runs(config(lrs=(0.1, 1e30)))
+    with pytest.raises(UserError, match=r"^lr1e\+30-seed0: round \d: the (update|server)"):
+        train.run_together([(own, tmp_path / name) for name, own in runs], quiet=True)
+
+
 def test_cohorts_of_other_sizes(tmp_path):
     """A fifth of the clients: their number differs between these runs, though not between seeds."""
     runs = [(config(**{"cohort.size": size}), tmp_path / str(size)) for size in (2, 3)]
@@ -226,7 +249,7 @@ def test_cohorts_of_other_sizes(tmp_path):
 
 
 def test_one_run_is_not_given_several_seeds(tmp_path):
-    with pytest.raises(UserError, match=r"^config\.seeds: found \(0, 1\), expected \(\) but with --mode=train$"):
+    with pytest.raises(UserError, match=r"^config\.seeds: found \(0, 1\), expected \(\) except with --mode=train$"):
         train.run(config(seeds=(0, 1)), tmp_path, quiet=True)
-    with pytest.raises(UserError, match=r"^config\.lrs: found \(0\.5,\), expected \(\) but with --mode=train$"):
+    with pytest.raises(UserError, match=r"^config\.lrs: found \(0\.5,\), expected \(\) except with --mode=train$"):
         train.run(config(lrs=(0.5,)), tmp_path, quiet=True)
