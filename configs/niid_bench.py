@@ -9,8 +9,8 @@ Command: python launch.py --mode=sweep --config=configs/niid_bench.py --mix --wh
 Published (Flower's reproduction, all of MNIST, best of 50 rounds), accuracy of FedAvg: IID 99.1, Dirichlet 98.9, #C=1 19.3,
 #C=2 96.9, #C=3 97.9; NIID-Bench's own, CIFAR-10: #C=2 49.8, Dirichlet 68.2, noise 68.9, quantity 72.0.
 Measured (seed 0, 2.5 to 5 min a run on one core), accuracy of FedAvg's model after 20 rounds: iid 0.954, quantity 0.958, noise
-0.950, dir 0.942, c3 0.936, c2 0.782, c1 0.158; FedProx, FedNova: dir 0.942, 0.942, c2 0.748, 0.758, c1 0.282, 0.114. The
-others: not yet run.
+0.950, dir 0.942, c3 0.936, c2 0.782, c1 0.158; FedProx 0.950, 0.956, 0.954, 0.942, 0.934, 0.748, 0.282; FedNova 0.948, 0.952,
+0.956, 0.942, 0.922, 0.758, 0.114; SCAFFOLD 0.960, 0.964, 0.958, 0.904, 0.098, and on c2 and c1 it diverges (README: why).
 """
 
 from collections.abc import Mapping
