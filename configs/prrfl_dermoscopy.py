@@ -12,9 +12,9 @@ Published (four clients, 128 x 128): mean macro F1 72.82, mean AUC 89.20 (the re
 Measured (seeds 0, 1, 2, 2 CPU cores, 2.5 to 13 min a run), test macro F1 and AUC, mean over hospitals, at the round best by
 validation: v2 0.469 (deviation 0.095), 0.773; local 0.401 (0.061), 0.767; fedavg 0.389 (0.027), 0.705; fedbn 0.425
 (0.038), 0.761; reference 0.474 (0.059), 0.716; fml 0.467 (0.013), 0.790; v1 0.452 (0.047), 0.768; det 0.452 (0.037), 0.774;
-progressive_sampling 0.435 (0.037), 0.720; cpa 0.418 (0.019), 0.745; fedproto 0.400 (0.043), 0.746; fedprox 0.368 (0.059), 0.690.
-Seed 0 alone: silobn 0.277 and pfa 0.267 (the commonest class); the other remedies for unequal classes, a split by lesion and
-a reading: README. Other words and seeds: not yet run.
+progressive_sampling 0.435 (0.037), 0.720; cpa 0.418 (0.019), 0.745; fedproto 0.400 (0.043), 0.746; fedprox 0.368 (0.059),
+0.690. Seed 0 alone: silobn 0.277 and pfa 0.267 (the commonest class); the other remedies for unequal classes, a
+split by lesion and a reading: README. Other words and seeds: not yet run.
 """
 
 from collections.abc import Mapping
