@@ -76,6 +76,23 @@ def _patches(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], di
     ]
 
 
+FEW_CHANNELS = 16
+
+
+def _stacked_patches(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int] = (1, 1), dilation: int = 1
+) -> jax.Array:
+    """The slices of `_patches` as one array [B, H', W', kh * kw, I]."""
+    if x.shape[-1] >= FEW_CHANNELS:
+        return jnp.stack(_patches(x, window, strides, dilation), axis=3)
+    # A copy of few channels at a time is slow (1.4 to 2.5 times, on a CPU): first the taps of one row side by side, then
+    # these, which are wider, below each other.
+    (kh, kw), (sh, sw) = window, strides
+    rows = jnp.concatenate(_patches(x, (1, kw), (1, sw), dilation), axis=3)
+    patches = jnp.stack(_patches(rows, (kh, 1), (sh, 1), dilation), axis=3)
+    return patches.reshape(*patches.shape[:3], kh * kw, x.shape[-1])
+
+
 def conv_gemm(
     x: jax.Array,
     kernel: jax.Array,
@@ -87,7 +104,7 @@ def conv_gemm(
     """The same as `conv_xla`, as one matrix product over shifted slices of `x`."""
     kh, kw, fan, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    patches = jnp.stack(_patches(x, (kh, kw), strides, dilation), axis=3)  # [B, H', W', kh * kw, I]
+    patches = _stacked_patches(x, (kh, kw), strides, dilation)
     outside = patches.shape[:3]
     if groups == 1:
         return (patches.reshape(-1, kh * kw * fan) @ kernel.reshape(-1, features)).reshape(*outside, features)
@@ -162,7 +179,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, padding: Pairs) -> jax.Array:
         def gemm(x: jax.Array, g: jax.Array) -> jax.Array:
             x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
             window = x.shape[1] - g.shape[1] + 1, x.shape[2] - g.shape[2] + 1
-            patches = jnp.stack(_patches(x, window, (1, 1)), axis=3)
+            patches = _stacked_patches(x, window)
             return jnp.tensordot(patches, g, ((0, 1, 2), (0, 1, 2))).reshape(*window, x.shape[-1], g.shape[-1])
 
         return jax.vmap(gemm, axes)(x, g), True
