@@ -484,6 +484,55 @@ def test_one_value_per_channel_has_no_variance():
     np.testing.assert_array_equal(new["batch_stats"]["var"], [1, 1])
 
 
+@jax.numpy_rank_promotion("allow")
+def plain_batch_norm(variables, x, mask):
+    """BatchNorm's training step, whose gradient autodiff finds: outputs and new statistics."""
+    stats, axes = variables["batch_stats"], tuple(range(x.ndim - 1))
+    rows = mask.reshape(-1, *[1] * (x.ndim - 1))
+    n = int(mask.sum()) * math.prod(x.shape[1:-1])
+    mean, var = stats["mean"], stats["var"]
+    if n:
+        mean = jnp.where(rows, x, 0).sum(axes) / n
+        var = jnp.where(rows, (x - mean) ** 2, 0).sum(axes) / n
+    unbiased = var * n / (n - 1) if n > 1 else stats["var"]
+    y = (x - mean) / jnp.sqrt(var + layers.EPS) * variables["params"]["scale"] + variables["params"]["bias"]
+    return y, {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 5)])
+@pytest.mark.parametrize("real", ["1111", "0110", "0100", "0000"])
+def test_gradients_of_batch_norm(real, shape):
+    """By everything, outputs of padding and new statistics included, and once more the gradient of the gradient."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))  # noqa: E731
+    mask = jnp.asarray([c == "1" for c in real])
+    x, weights, of_mean, of_var = draw(*shape), draw(*shape), draw(5), draw(5)
+    variables = {
+        "params": {"scale": draw(5), "bias": draw(5)},
+        "batch_stats": {"mean": draw(5), "var": 1 + draw(5) ** 2},
+    }
+
+    def apply(variables, x, mask):
+        y, new = layers.BatchNorm().apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+        return y, new["batch_stats"]
+
+    def gradients(step):
+        def loss(args):
+            y, new = step(*args, mask)
+            return (weights * y**2).sum() + of_mean @ new["mean"] ** 2 + of_var @ new["var"] ** 2
+
+        def steepness(args):
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(jax.grad(loss)(args)))
+
+        return jax.value_and_grad(loss)((variables, x)), jax.grad(steepness)((variables, x))
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9),
+        gradients(apply),
+        gradients(plain_batch_norm),
+    )
+
+
 def test_pool_gradient_survives_the_optimiser():
     """A batch norm that is computed again in a fused gradient may round otherwise; the pool must still find its maxima."""
     rng = np.random.default_rng(0)

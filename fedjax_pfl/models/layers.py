@@ -5,6 +5,7 @@ stays float32 whether or not float64 is enabled.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -73,21 +74,65 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         mean, var = running_mean.value, running_var.value
-        if train and not self.is_initializing():
-            rows = jnp.ones(x.shape[0], bool) if mask is None else mask
-            n = rows.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])  # values per channel
-            rows = rows.reshape((-1,) + (1,) * (x.ndim - 1))
+        if not train or self.is_initializing():
+            return (x - along(mean, x)) * along(scale * jax.lax.rsqrt(var + EPS), x) + along(bias, x)
+        rows = jnp.ones(x.shape[0], bool) if mask is None else mask
+        n = rows.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])  # values per channel
+        y, mean, var = _normalise(x, rows, n, scale, bias, mean, var)
+        unbiased = jnp.where(n > 1, var * n / jnp.maximum(n - 1, 1), running_var.value)
+        # Written as a step, so that a step of nothing leaves every bit.
+        running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
+        running_var.value += (1 - MOMENTUM) * (unbiased - running_var.value)
+        return y
 
-            def batch_mean(values: jax.Array) -> jax.Array:
-                return jnp.where(rows, values, 0).sum(tuple(range(x.ndim - 1))) / jnp.maximum(n, 1)
 
-            mean = jnp.where(n > 0, batch_mean(x), mean)
-            var = jnp.where(n > 0, batch_mean(jnp.square(x - along(mean, x))), var)
-            unbiased = jnp.where(n > 1, var * n / jnp.maximum(n - 1, 1), running_var.value)
-            # Written as a step, so that a step of nothing leaves every bit.
-            running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
-            running_var.value += (1 - MOMENTUM) * (unbiased - running_var.value)
-        return (x - along(mean, x)) * along(scale * jax.lax.rsqrt(var + EPS), x) + along(bias, x)
+# Its gradient is written by hand, since autodiff's writes and reads whole images some eight times instead of three: two
+# thirds of the time of a norm of 16 x 64 x 64 x 32 values on a CPU are left.
+@jax.custom_vjp
+def _normalise(
+    x: jax.Array, rows: jax.Array, n: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, ..., C], normalised by the mean and the biased variance [C] of its rows [B] bool, and these two.
+
+    Args:
+        n: how many values of each channel these rows have.
+        mean, var: what counts where there are none.
+    """
+    y, mean, var = _normalise_forward(x, rows, n, scale, bias, mean, var)[0]
+    return y, mean, var
+
+
+def _normalise_forward(
+    x: jax.Array, rows: jax.Array, n: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    def batch_mean(values: jax.Array) -> jax.Array:
+        return _of_rows(rows, values).sum(tuple(range(x.ndim - 1))) / jnp.maximum(n, 1)
+
+    mean = jnp.where(n > 0, batch_mean(x), mean)
+    var = jnp.where(n > 0, batch_mean(jnp.square(x - along(mean, x))), var)
+    y = (x - along(mean, x)) * along(scale * jax.lax.rsqrt(var + EPS), x) + along(bias, x)
+    return (y, mean, var), (x, rows, n, scale, mean, var)
+
+
+def _normalise_backward(saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+    x, rows, n, scale, mean, var = saved
+    g, g_mean, g_var = gradients
+    axes, rsqrt = tuple(range(x.ndim - 1)), jax.lax.rsqrt(var + EPS)
+    g_bias, g_scaled = g.sum(axes), (g * (x - along(mean, x))).sum(axes)
+    g_mean -= scale * rsqrt * g_bias
+    g_var -= 0.5 * scale * rsqrt**3 * g_scaled
+    each = along(g_mean, x) + 2 * along(g_var, x) * (x - along(mean, x))  # of these rows' n values, if there are any
+    g_x = along(scale * rsqrt, x) * g + _of_rows(rows & (n > 0), each) / jnp.maximum(n, 1)
+    g_mean, g_var = (jnp.where(n > 0, 0, each) for each in (g_mean, g_var))
+    return g_x, None, jnp.zeros_like(n), g_scaled * rsqrt, g_bias, g_mean, g_var
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _of_rows(rows: jax.Array, values: jax.Array) -> jax.Array:
+    """values [B, ...] where rows [B], else 0."""
+    return jnp.where(rows.reshape((-1,) + (1,) * (values.ndim - 1)), values, 0)
 
 
 class GroupNorm(nn.Module):
