@@ -23,7 +23,8 @@ MOST_NAMED = 1000  # clients with a key of their own, where one model on one tes
 class Candidate(NamedTuple):
     """A kind of model to evaluate."""
 
-    model: Callable[[State, Client, ClientData], Variables]  # of ONE client, given its own state
+    # Of ONE client, given its own state, its data and the evaluation's key.
+    model: Callable[[State, Client, ClientData, Key[Array, ""]], Variables]
     trains: bool = False  # whether it reads the client's training data (else it gets the data to be scored)
     shared: bool = False  # whether all clients have one and the same
 
@@ -54,9 +55,7 @@ class Scores(NamedTuple):
     unknown: np.ndarray | None  # [m, C] the labels that the model was not told; None: it was told none
 
 
-def candidates(
-    algorithm: Algorithm, training: Training, key: Key[Array, ""], tune_epochs: int = 0
-) -> dict[str, Candidate]:
+def candidates(algorithm: Algorithm, training: Training, tune_epochs: int = 0) -> dict[str, Candidate]:
     """The models that an algorithm offers.
 
     personal: what the client would use now, adapted to its training data where the method does so. global: the one model for
@@ -67,15 +66,15 @@ def candidates(
     """
     adapt = algorithm.adapt
 
-    def personal(state: State, client: Client, data: ClientData) -> Variables:
+    def personal(state: State, client: Client, data: ClientData, key: Key[Array, ""]) -> Variables:
         variables = algorithm.client_model(state.server, client, data.id)
         return variables if adapt is None else adapt(variables, data, jax.random.fold_in(key, data.id))
 
-    def tuned(state: State, client: Client, data: ClientData) -> Variables:
+    def tuned(state: State, client: Client, data: ClientData, key: Key[Array, ""]) -> Variables:
         tx = training.optimizer(training.lr(state.round))
         key_client = jax.random.fold_in(key, data.id)
         data = data._replace(round=state.round)
-        variables = personal(state, client, data)
+        variables = personal(state, client, data, key)
         return local.train(training, tx, variables, data, key_client, epochs=tune_epochs or training.epochs)[0]
 
     found = {"personal": Candidate(personal, trains=adapt is not None)}
@@ -83,10 +82,10 @@ def candidates(
         found["tuned"] = Candidate(tuned, trains=True)
     global_model = algorithm.global_model
     if global_model is not None:
-        found["global"] = Candidate(lambda state, client, data: global_model(state.server), shared=True)
+        found["global"] = Candidate(lambda state, client, data, key: global_model(state.server), shared=True)
     shared_model = algorithm.shared_model
     if shared_model is not None and global_model is None:
-        found["shared"] = Candidate(lambda state, client, data: shared_model(state.server, client, data.id))
+        found["shared"] = Candidate(lambda state, client, data, key: shared_model(state.server, client, data.id))
     return found
 
 
@@ -98,6 +97,8 @@ class Evaluator:
         task, client_names: for the metrics and their keys.
         splits: split name ('train' among them, for models that tune themselves) -> the rows of each client.
         how: see `core.client_map`.
+        key: for noise and for models that are adapted; an argument of the compiled programs, so that they are those of other
+            seeds, too.
         groups: where clients' models are of several architectures: the problem of each, and its members.
     """
 
@@ -117,7 +118,7 @@ class Evaluator:
     ) -> None:
         self._problem, self._task, self._names = problem, task, tuple(client_names)
         self._splits, self._how, self._key = dict(splits), how, key
-        self._batch_size = min(batch_size, max(rows.n_max for rows in self._splits.values()))
+        self._batch_size = batch_size
         self._compiled: dict[Candidate, Callable[..., Any]] = {}
         self._rows_of: dict[int, int] = {}  # of the clients' state, by a client's number, where it isn't that
         self._groups: list[Evaluator] = []
@@ -125,6 +126,12 @@ class Evaluator:
             each = Evaluator(one, task, client_names, splits, batch_size=batch_size, how=how, key=key)
             each._rows_of = {id: row for row, id in enumerate(members)}
             self._groups.append(each)
+
+    def pad_as(self, others: Sequence["Evaluator"]) -> None:
+        """From now on pad as these do, this one among them: what scores the same model is the same program for all."""
+        for split, rows in self._splits.items():
+            if rows.pool.resident:  # streamed clients are padded to powers of two
+                rows.pad_to(max(other._splits[split].n_max for other in others))
 
     def __call__(
         self,
@@ -198,7 +205,7 @@ class Evaluator:
                 states = None if known is None else self._states(rows, np.array([id]), known, start, size)
                 data = jax.tree.map(lambda leaf: leaf[None], part)
                 # Fetched at once, so that one slice is on the device at a time.
-                some = scorer(mine, data, train, states, row)
+                some = scorer(mine, data, train, states, row, self._key)
                 parts.append(jax.tree.map(lambda leaf: np.asarray(leaf[0]), some))
                 start += size
             return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: rows.counts[id]], *parts)
@@ -215,7 +222,7 @@ class Evaluator:
             data = rows(padded)
             states = None if known is None else self._states(rows, padded, known, 0, data.x.shape[1])
             theirs, places = self._clients(state, new_client, padded)
-            logits = jax.device_get(scorer(theirs, data, self._train(candidate, padded), states, places))
+            logits = jax.device_get(scorer(theirs, data, self._train(candidate, padded), states, places, self._key))
             for k, id in enumerate(map(int, some)):
                 count = rows.counts[id]
                 mine = jax.tree.map(lambda leaf, k=k, count=count: leaf[k, :count], logits)
@@ -239,7 +246,7 @@ class Evaluator:
         train = None if train is None else jax.tree.map(lambda leaf: leaf[0], train)
         data = train or ClientData(jnp.int32(id), *[jnp.zeros(())] * 4)
         clients = store.take(state.clients, np.array([id], np.int32))
-        variables = candidate.model(state, jax.tree.map(lambda leaf: leaf[0], clients), data)
+        variables = candidate.model(state, jax.tree.map(lambda leaf: leaf[0], clients), data, self._key)
         x, y = rows.pool.take(np.array([row]))
         return np.asarray(x[0]), np.asarray(y[0]), variables
 
@@ -279,16 +286,16 @@ class Evaluator:
             return metrics.masks(logits, y) if self._task == "mask" else logits
 
         def scores(
-            state: State, data: ClientData, train: ClientData | None, states: Array | None, clients: Array
+            state: State, data: ClientData, train: ClientData | None, states: Array | None, clients: Array, key: Array
         ) -> Any:  # [G, n, ...]
             n_max = data.x.shape[1]
             size = min(batch_size, n_max)
 
             def one_client(
-                state: State, data: ClientData, train: ClientData, states: Array | None, client: Array
+                state: State, key: Array, data: ClientData, train: ClientData, states: Array | None, client: Array
             ) -> Any:
-                variables = candidate.model(state, tree.take(state.clients, client), train)
-                key = jax.random.fold_in(self._key, data.id)
+                variables = candidate.model(state, tree.take(state.clients, client), train, key)
+                key = jax.random.fold_in(key, data.id)
 
                 def batch(i: Array, out: Any) -> Any:
                     start = i * size
@@ -305,7 +312,9 @@ class Evaluator:
                 out = jax.lax.fori_loop(0, -(-data.count // size), batch, out)
                 return jax.tree.map(lambda leaf: leaf[:n_max], out)
 
-            return client_map(one_client, self._how, (state,))(data, data if train is None else train, states, clients)
+            return client_map(one_client, self._how, (state, key))(
+                data, data if train is None else train, states, clients
+            )
 
         return scores
 

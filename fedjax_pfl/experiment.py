@@ -97,7 +97,7 @@ def prepare(config: Any) -> Setup:
             key=key_eval,
             groups=[(each, of.members) for each, of in groups],
         ),
-        evaluate.candidates(algorithm, training, key_eval, config.eval.tune_epochs),
+        evaluate.candidates(algorithm, training, config.eval.tune_epochs),
         core.everywhere(key_rounds, training.how),
         init,
     )

@@ -117,7 +117,7 @@ def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | N
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for i, name in enumerate(names):
 
-        def of_one(state: State, client: Any, data: core.ClientData, i: int = i) -> core.Variables:
+        def of_one(state: State, client: Any, data: core.ClientData, key: Any, i: int = i) -> core.Variables:
             return setup.algorithm.client_model(state.server, client, jnp.int32(i))
 
         client = jax.tree.map(lambda leaf: leaf[0], store.take(state.clients, np.array([i], np.int32)))

@@ -72,6 +72,8 @@ def run_together(
     if len(lanes) > 1:  # one program has one number of them
         for each in runs:
             each.prepare(lanes=max(number or 0 for number in lanes))
+    for each in runs:
+        each.setup.evaluator.pad_as([other.setup.evaluator for other in runs])
     if hosts.first():
         for each in runs:
             _claim(each.workdir, configuration.to_json(each.config))

@@ -327,18 +327,18 @@ def test_what_is_evaluated_is_adapted():
     """The personal model, on its client's training data; and what trains on goes on from there. The global one is w."""
     training = toy.training()
     algorithm = algorithms.build("per_fedavg", training, {"alpha": 0.2})
-    found = evaluate.candidates(algorithm, training, jax.random.key(0))
+    found = evaluate.candidates(algorithm, training)
     state = algorithm.init(toy.variables(), toy.N)
     data = toy.row(toy.cohort([2]).data, 0)
     x, y = toy.rows()[2]
     assert found["personal"].trains
     want = per_fedavg.adapted(toy.flat(toy.variables()), x, y, 0.2, 1, toy.BATCH)
-    personal, tuned = (toy.jit(found[name].model)(state, (), data) for name in ("personal", "tuned"))
+    personal, tuned = (toy.jit(found[name].model)(state, (), data, jax.random.key(0)) for name in ("personal", "tuned"))
     used = toy.flat(personal)
     same(used, {name: want[name] for name in used})
     assert differ(tuned, personal)
-    same(found["global"].model(state, (), data), toy.variables())
-    fedavg = evaluate.candidates(algorithms.build("fedavg", training), training, jax.random.key(0))
+    same(found["global"].model(state, (), data, jax.random.key(0)), toy.variables())
+    fedavg = evaluate.candidates(algorithms.build("fedavg", training), training)
     assert not fedavg["personal"].trains
 
 

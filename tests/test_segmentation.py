@@ -61,7 +61,7 @@ def test_the_evaluator_keeps_a_byte_a_pixel(squares: Path) -> None:
     )  # batches that don't divide the 4 test rows
     state = setup.init()
     candidate = setup.candidates["global"]
-    variables = candidate.model(state, (), None)  # type: ignore[arg-type]
+    variables = candidate.model(state, (), None, None)  # type: ignore[arg-type]
     for said in setup.evaluator.scores(candidate, state, "test", np.arange(2)):
         rows = setup.federation.test[said.id]
         x = jnp.asarray(setup.federation.x[rows], jnp.float32) / 255

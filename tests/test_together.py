@@ -165,6 +165,31 @@ def test_runs_of_one_program_are_runs_alone(tmp_path, capsys):
     assert len(sizes) == 2, "the seeds' largest clients are alike, so that their padding is never tried"
 
 
+def test_runs_are_evaluated_by_the_same_program(tmp_path, monkeypatch):
+    """To the last constant, so that one compilation, which JAX keeps, does for all of them."""
+    jit, programs = jax.jit, []
+
+    def recording(function, **options):
+        jitted = jit(function, **options)
+        if getattr(function, "__name__", "") != "scores":
+            return jitted
+
+        def call(*args):
+            programs.append(jitted.lower(*args).as_text())
+            return jitted(*args)
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", recording)
+    settings = {"rounds": 1, "method": "per_fedavg", "per_fedavg.adapt_steps": 1, "per_fedavg.alpha": 0.1}
+    runs = configuration.runs(config(seeds=(0, 3), **settings))
+    train.run(runs[0][1], tmp_path, quiet=True)
+    alone = len(set(programs))
+    programs.clear()
+    train.run_together([(own, tmp_path / name) for name, own in runs], quiet=True)
+    assert len(set(programs)) == alone > 1
+
+
 def test_all_runs_are_saved_when_one_of_them_is_better(tmp_path):
     """So that there is always a round from which all go on; where there is none, that is said."""
     own = config(**{"eval.every": 1, "checkpoint.every": 100, "checkpoint.keep": 10, "seeds": (0, 1, 2)})
