@@ -262,6 +262,12 @@ def get_config() -> ConfigDict:
             dropout_dense=0.5,  # before the classifier
             impl="auto",
         ),
+        cnn_fedmd=dict(  # FedMD's, of two or three convolutions
+            widths=(128, 256),
+            dropout=0.2,  # after each of them
+            norm="batch",
+            impl="auto",
+        ),
         cnn_digit=dict(
             width=1.0,  # factor of all widths; 1 = KD3A's digit CNN
             norm="batch",

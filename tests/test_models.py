@@ -14,7 +14,7 @@ from flax.errors import InvalidRngError
 
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.models import MODELS, build, layers, weights
-from fedjax_pfl.models.cnn import CNNDigit
+from fedjax_pfl.models.cnn import CNNDigit, CNNFedMD
 from fedjax_pfl.models.conv import max_pool
 from fedjax_pfl.models.deeplab import DeepLab
 from fedjax_pfl.models.layers import Segmenter
@@ -36,6 +36,8 @@ SMALL = {
     "mlp_batch": (MLP(3, (7, 5), "batch"), (2, 3, 2)),
     "cnn_niid": (build("cnn_niid", 3), (20, 24, 2)),
     "cnn_pfl": (build("cnn_pfl", 3, dropout_conv=0.0, dropout_dense=0.0), (8, 10, 2)),
+    "cnn_fedmd": (build("cnn_fedmd", 3, widths=(4, 5, 6), dropout=0.0), (13, 15, 2)),
+    "cnn_fedmd_two": (build("cnn_fedmd", 3, widths=(4, 5), dropout=0.0), (4, 7, 2)),
     "cnn_digit": (CNNDigit(3, "batch", 0.0, "auto", (4, 5, 6), (10, 8)), (7, 12, 2)),
     "vgg16_slim": (VGG16Slim(3, False, "batch", "auto", width=4), (32, 64, 3)),
     "resnet20": (ResNet(3, (3, 3, 3), False, "cifar", **CIFAR), (8, 12, 3)),
@@ -54,6 +56,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 # Each kind of layer and block once, for what doesn't depend on the depth: norm -> model, with the shape of one image.
 SHORT = {
     "mlp": (lambda norm: MLP(3, (32,), norm), (2, 3, 2)),
+    "cnn_fedmd": (lambda norm: CNNFedMD(3, (4, 5, 6), 0.0, norm, "auto"), (12, 13, 2)),
     "cnn_digit": (lambda norm: CNNDigit(3, norm, 0.0, "auto", (4, 5, 6), (10, 8)), (7, 12, 2)),
     "vgg16_slim": (lambda norm: VGG16Slim(3, False, norm, "auto", width=4), (32, 32, 3)),
     "option_a": (lambda norm: ResNet(3, (1, 1), False, "cifar", **{**CIFAR, "norm": norm}), (8, 8, 3)),
@@ -171,6 +174,20 @@ def counterparts(torch):
             r3=tnn.ReLU(),
             fc2=tnn.Linear(128, model.num_classes),
         )
+
+    def cnn_fedmd(model, shape):
+        (h, w, c), (a, b, *more) = shape, model.widths
+        k = 2 if more else 3
+        parts = dict(conv1=tnn.Conv2d(c, a, 3, padding=1), bn1=tnn.BatchNorm2d(a), r1=tnn.ReLU())
+        parts |= dict(edge=tnn.ReplicationPad2d((0, 1, 0, 1)), p1=tnn.AvgPool2d(2, 1))
+        parts |= dict(conv2=tnn.Conv2d(a, b, k, 2), bn2=tnn.BatchNorm2d(b), r2=tnn.ReLU())
+        h, w = (h - k) // 2 + 1, (w - k) // 2 + 1
+        if more:
+            parts |= dict(p2=tnn.AvgPool2d(2), conv3=tnn.Conv2d(b, *more, 3, 2), bn3=tnn.BatchNorm2d(*more))
+            parts |= dict(r3=tnn.ReLU())
+            h, w = (h // 2 - 3) // 2 + 1, (w // 2 - 3) // 2 + 1
+        fc = tnn.Linear(model.widths[-1] * h * w, model.num_classes, bias=False)
+        return seq(**parts, flatten=tnn.Flatten(), fc=fc)
 
     def cnn_digit(model, shape):
         h, w, c = shape
@@ -341,7 +358,7 @@ def counterparts(torch):
         return DeepLabTorch(resnet(net, shape), net.width * 2 ** (len(net.blocks) - 1), model)
 
     kinds = {MLP: mlp, CNNDigit: cnn_digit, VGG16Slim: vgg16_slim, ResNet: resnet, UNet: unet, DeepLab: deeplab}
-    kinds |= {type(build("cnn_niid", 2)): cnn_niid, type(build("cnn_pfl", 2)): cnn_pfl}
+    kinds |= {type(build("cnn_niid", 2)): cnn_niid, type(build("cnn_pfl", 2)): cnn_pfl, CNNFedMD: cnn_fedmd}
     return lambda model, shape: kinds[type(model)](model, shape)
 
 
@@ -565,6 +582,8 @@ PARAMETERS = [
     ("mlp", 10, 3072 * 200 + 200 + 200 * 10 + 10),
     ("cnn_niid", 10, 62_006),
     ("cnn_pfl", 10, 1_626_442),
+    # 32x32 images leave 15x15 positions.
+    ("cnn_fedmd", 16, 3 * 9 * 128 + 128 * 9 * 256 + 3 * (128 + 256) + 225 * 256 * 16),
     # Section by section from the paper's appendix: convolutions, dense layers, norms, classifier.
     ("cnn_digit", 10, (4_864 + 102_464 + 204_928) + (25_168_896 + 6_293_504) + 2 * (256 + 3072 + 2048) + 20_490),
     ("vgg16_slim", 3, 2_371_104),
@@ -670,6 +689,7 @@ def test_logits_are_the_head_of_the_features(name):
     [
         build("cnn_pfl", 3, dropout_conv=0.5, dropout_dense=0.0),
         build("cnn_pfl", 3, dropout_conv=0.0, dropout_dense=0.5),
+        build("cnn_fedmd", 3, widths=(4, 5), dropout=0.5),
         CNNDigit(3, "none", 0.5, "auto", (4, 5, 6), (10, 8)),
     ],
     ids=["conv", "dense", "digit"],
@@ -783,6 +803,7 @@ def test_mlp_takes_any_shape():
         ("resnet18", {"impl": "gem"}, "model.resnet18.impl: unknown value 'gem' (did you mean 'gemm'?)"),
         ("cnn_pfl", {"dropout_conv": 1.5}, "model.cnn_pfl.dropout_conv: 1.5 found"),
         ("cnn_digit", {"dropout": -0.1}, "model.cnn_digit.dropout: -0.1 found"),
+        ("cnn_fedmd", {"widths": (5,)}, "model.cnn_fedmd.widths: (5,) found, two or three positive numbers expected"),
         ("mlp", {"hidden": (5, 0)}, "model.mlp.hidden: (5, 0) found, positive numbers"),
         ("unet", {"depth": 0}, "model.unet.depth: 0 found, 1 or more expected"),
         ("deeplab_resnet18", {"output_stride": 4}, "model.deeplab_resnet18.output_stride: 4 found, one of 8, 16, 32"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_pfl.errors import UserError, nearest
-from fedjax_pfl.models.cnn import cnn_digit, cnn_niid, cnn_pfl
+from fedjax_pfl.models.cnn import cnn_digit, cnn_fedmd, cnn_niid, cnn_pfl
 from fedjax_pfl.models.ctran import LABELS, POSITIONS, STATES, ctran
 from fedjax_pfl.models.deeplab import deeplab_resnet18
 from fedjax_pfl.models.layers import NORMS, Classifier
@@ -22,6 +22,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "mlp": mlp,
     "cnn_niid": cnn_niid,
     "cnn_pfl": cnn_pfl,
+    "cnn_fedmd": cnn_fedmd,
     "cnn_digit": cnn_digit,
     "vgg16_slim": vgg16_slim,
     "resnet8": resnet8,

@@ -1,13 +1,16 @@
-"""The small convolutional networks of NIID-Bench, pfl-research and KD3A.
+"""The small convolutional networks of NIID-Bench, pfl-research, FedMD and KD3A.
 
 Where theirs pool after the bias and a ReLU, these pool before: the same function and gradient, on a quarter of the values.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from fedjax_pfl.errors import UserError
-from fedjax_pfl.models.conv import Conv, Dropout, max_pool
+from fedjax_pfl.models.conv import Conv, Dropout, avg_pool, max_pool
 from fedjax_pfl.models.layers import Classifier, Dense, check_images, check_rate, norm
 
 GLOROT = nn.initializers.glorot_uniform()
@@ -83,6 +86,73 @@ def cnn_pfl(num_classes: int, *, dropout_conv: float = 0.25, dropout_dense: floa
     check_rate(dropout_conv, "model.cnn_pfl.dropout_conv")
     check_rate(dropout_dense, "model.cnn_pfl.dropout_dense")
     return CNNPfl(num_classes, dropout_conv, dropout_dense, impl)
+
+
+class CNNFedMD(Classifier):
+    """Two or three convolutions, each with norm, ReLU and dropout, and a classifier without bias. Features: the last maps."""
+
+    widths: tuple[int, ...]
+    dropout: float
+    norm: str
+    impl: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        blocks = [f"{kind}{i}" for i in range(1, len(self.widths) + 1) for kind in ("conv", "bn")]
+        return *(name for name in blocks if self.norm != "none" or name.startswith("conv")), "fc"
+
+    @property
+    def flatten(self) -> dict[str, int]:
+        return {"fc": self.widths[-1]}
+
+    def setup(self) -> None:
+        # The first one keeps the image's size, the others halve it.
+        sizes = [3, 3] if len(self.widths) == 2 else [3, 2, 3]
+        for i, (width, size) in enumerate(zip(self.widths, sizes, strict=True), start=1):
+            first = i == 1
+            conv = Conv(
+                width, (size, size), 1 if first else 2, "SAME" if first else "VALID", kernel_init=GLOROT,
+                bias_init=nn.initializers.zeros, impl=self.impl,
+            )  # fmt: skip
+            setattr(self, f"conv{i}", conv)
+            setattr(self, f"bn{i}", norm(self.norm)())
+        self.drop = Dropout(self.dropout)
+        self.fc = Dense(self.num_classes, use_bias=False, kernel_init=GLOROT)
+
+    def maps(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        check_images(x, "cnn_fedmd", least=3 if len(self.widths) == 2 else 12)
+        for i in range(1, len(self.widths) + 1):
+            x = getattr(self, f"conv{i}")(x)
+            x = self.drop(nn.relu(getattr(self, f"bn{i}")(x, train, mask)), train)
+            if i == 1:  # a 2x2 mean at stride 1; at the lower and the right edge of what there is
+                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+                x = (x[:, :-1] + x[:, 1:]) / 2
+                x = (x[:, :, :-1] + x[:, :, 1:]) / 2
+            elif i < len(self.widths):
+                x = avg_pool(x, 2)
+        return x
+
+    def features(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        return self.maps(x, train, mask).reshape(x.shape[0], -1)
+
+
+def cnn_fedmd(
+    num_classes: int,
+    *,
+    widths: Sequence[int] = (128, 256),
+    dropout: float = 0.2,
+    norm: str = "batch",
+    impl: str = "auto",
+) -> CNNFedMD:
+    """The parties' networks of FedMD (Li and Wang, arXiv 1910.03581), told apart by widths and dropout.
+
+    Two convolutions: 128-256, 128-384, 128-512 (0.2), 256-256 (0.3), 256-512 (0.4); three: 64-128-256, 64-128-192, 128-192-256
+    (0.2), 128-128-128, 128-128-192 (0.3). Theirs have Keras' batch norm (epsilon 1e-3, momentum 0.99), these PyTorch's.
+    """
+    check_rate(dropout, "model.cnn_fedmd.dropout")
+    if len(widths) not in (2, 3) or any(width < 1 for width in widths):
+        raise UserError(f"model.cnn_fedmd.widths: {tuple(widths)} found, two or three positive numbers expected")
+    return CNNFedMD(num_classes, tuple(widths), dropout, norm, impl)
 
 
 class DigitEncoder(nn.Module):
