@@ -689,10 +689,10 @@ def test_logits_are_the_head_of_the_features(name):
     [
         build("cnn_pfl", 3, dropout_conv=0.5, dropout_dense=0.0),
         build("cnn_pfl", 3, dropout_conv=0.0, dropout_dense=0.5),
-        build("cnn_fedmd", 3, widths=(4, 5), dropout=0.5),
+        build("cnn_fedmd", 3, widths=(4, 5), dropout=0.5, norm="none"),
         CNNDigit(3, "none", 0.5, "auto", (4, 5, 6), (10, 8)),
     ],
-    ids=["conv", "dense", "digit"],
+    ids=["conv", "dense", "fedmd", "digit"],
 )
 def test_dropout_is_drawn_in_training_only(model):
     variables = random_variables(model, (8, 8, 1))
