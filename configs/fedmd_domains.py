@@ -5,7 +5,9 @@ here are five), 20 rounds, A of 5,000 examples, digest 1 epoch of batch 256, rev
 Data: configs/kd3a_digits.py's, with at most 200 training images of a domain, 400 of MNIST; a quarter of theirs as A in a round.
 Words: fedmd (the default), local (the same five CNNs, each alone).
 Command: python launch.py --config=configs/fedmd_domains.py
-Published (other data): some 20 % of accuracy gained over training alone. Measured: not yet run.
+Published (other data): some 20 % of accuracy gained over training alone. Measured (seed 0, one CPU core, 4 min a run), test
+accuracy of mnist, mnist_m, svhn, synth, usps: fedmd 0.762, 0.676, 0.674, 0.405, 0.891, mean 0.682; local 0.713, 0.631, 0.548,
+0.331, 0.883, mean 0.621. FedMD also trains 10 epochs on the public images first.
 """
 
 from ml_collections import ConfigDict

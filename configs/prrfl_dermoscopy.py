@@ -14,7 +14,8 @@ validation: v2 0.469 (deviation 0.095), 0.773; local 0.401 (0.061), 0.767; fedav
 (0.038), 0.761; reference 0.474 (0.059), 0.716; fml 0.467 (0.013), 0.790; v1 0.452 (0.047), 0.768; det 0.452 (0.037), 0.774;
 progressive_sampling 0.435 (0.037), 0.720; cpa 0.418 (0.019), 0.745; fedproto 0.400 (0.043), 0.746; fedprox 0.368 (0.059),
 0.690; square_root_sampling 0.477 (0.021), 0.741; balanced_sampling 0.463 (0.046), 0.796; balanced_softmax 0.414 (0.035), 0.735;
-seesaw 0.407 (0.045), 0.717; focal 0.393 (0.018), 0.717; silobn 0.355 (0.078), 0.697; pfa 0.316 (0.086), 0.535. Seed 0 alone:
+seesaw 0.407 (0.045), 0.717; focal 0.393 (0.018), 0.717; silobn 0.355 (0.078), 0.697; pfa 0.316 (0.086), 0.535;
+class_balanced 0.376 (0.023), 0.719; equalization 0.312 (0.084), 0.679. Seed 0 alone:
 the other remedies for unequal classes and a split by lesion, with a reading: README. Other words and seeds: not yet run.
 """
 
