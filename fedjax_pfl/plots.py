@@ -43,7 +43,8 @@ def training(records: Sequence[Record], path: Path, metric: str | None = None) -
     """Draw one run: its training loss, its validation metric over rounds, and its test metric by client.
 
     The validation panel has the mean over clients, the band from the worst to the best client and, up to ten clients, a
-    thin line for each. The test panel shows the last evaluated round, each model in its own colour.
+    thin line for each; a run without validation data has its test metric there. The test panel shows the last evaluated
+    round, each model in its own colour.
 
     Args:
         records: the run's metrics, as in `metrics.jsonl`.
@@ -65,8 +66,12 @@ def training(records: Sequence[Record], path: Path, metric: str | None = None) -
     loss_axes.set_xlabel("round")
     _dress(loss_axes, "Training loss", _words(key))
 
+    of_test = metric.replace("validation/", "test/", 1)
+    if curve(records, of_test)[0] and not curve(records, metric)[0]:
+        metric = of_test
+    split, model = metric.split("/")[:2]
     _over_rounds(metric_axes, records, metric)
-    _dress(metric_axes, f"Validation, {metric.split('/')[-2]} model", _words(short))
+    _dress(metric_axes, f"{split.capitalize()}, {model} model", _words(short))
 
     tested = [r for r in records if any(k.startswith("test/") for k in r)]
     _by_client(client_axes, tested[-1] if tested else {}, short)

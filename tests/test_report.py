@@ -430,6 +430,15 @@ def test_training_is_drawn_of_what_there_is(tmp_path):
         assert path.exists()
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_run_without_validation_data_shows_its_test_metric(tmp_path, drawn, split):
+    some = [{"round": r, f"{split}/personal/auc": r / 4, "test/personal/auc/client/a": r / 4} for r in (1, 2)]
+    assert plots.training(some, tmp_path / "x.png", "validation/personal/auc")
+    axes = drawn[0].axes[1]
+    assert axes.get_title(loc="left") == f"{split.capitalize()}, personal model"
+    assert axes.lines[-1].get_ydata().tolist() == [0.25, 0.5]
+
+
 def test_curves_average_the_rounds_that_all_seeds_evaluated(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_line", lambda axes, points, **style: drawn.append((*points, style["label"])))
