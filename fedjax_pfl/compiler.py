@@ -8,10 +8,12 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# Which operations XLA may give to YNNPACK. Its default includes convolutions, which take up to three times Eigen's time in
-# a client's steps (measured with jax 0.10 on two cores, see `--mode=benchmark`).
 CPU_OPTIONS = {
+    # Which operations XLA may give to YNNPACK. Its default includes convolutions, which take up to three times Eigen's time
+    # in a client's steps: they run on one core (measured with jax 0.10 on two, see `--mode=benchmark`).
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    # Without it all weights are copied before each step, since something might read them after they were updated.
+    "xla_cpu_copy_insertion_use_region_analysis": True,
 }
 
 

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_pfl import compiler
 
@@ -49,3 +50,22 @@ def test_apart():
     compiled = jax.jit(lambda x: loop(x, apart)).lower(x).compile()
     np.testing.assert_allclose(compiled(x), loop(x), rtol=1e-12)
     assert re.search(r' call\(.*inlineable="false"', compiled.as_text())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="says what XLA does on a CPU")
+def test_no_step_copies_the_weights():
+    """Two dense layers, trained by several steps in a loop: a gradient that reads the old weights comes before their update."""
+
+    def loss(w, x):
+        return jnp.sum((jnp.tanh(x @ w[0]) @ w[1]) ** 2)
+
+    def steps(w, x):
+        def step(i, w):
+            return jax.tree.map(lambda w, g: w - 0.1 * g, w, jax.grad(loss)(w, x + i))
+
+        return jax.lax.fori_loop(0, 5, step, w)
+
+    w, x = (jnp.ones((300, 300), jnp.float32), jnp.ones((300, 200), jnp.float32)), jnp.ones((16, 300), jnp.float32)
+    text = jax.jit(steps, compiler_options=compiler.options()).lower(w, x).compile().as_text()
+    loop, _ = text.split("\nENTRY ")
+    assert not re.search(r"= f32\[300,200\]\S* copy\(", loop)

@@ -106,7 +106,8 @@ def _normalise_forward(
     x: jax.Array, rows: jax.Array, n: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     def batch_mean(values: jax.Array) -> jax.Array:
-        return _of_rows(rows, values).sum(tuple(range(x.ndim - 1))) / jnp.maximum(n, 1)
+        each = values.sum(tuple(range(1, x.ndim - 1)))  # of each row first: masking whole images would copy them
+        return _of_rows(rows, each).sum(0) / jnp.maximum(n, 1)
 
     mean = jnp.where(n > 0, batch_mean(x), mean)
     var = jnp.where(n > 0, batch_mean(jnp.square(x - along(mean, x))), var)
