@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +14,53 @@ from fedjax_pfl.core import Cohort, Report, State
 from fedjax_pfl.errors import UserError
 from fedjax_pfl.experiment import Setup
 from fedjax_pfl.store import Clients, Store
+
+
+class Work:
+    """While entered: how long the device works on calls, and how long it waits for the host between two of them.
+
+    Attributes:
+        working, waiting: seconds. A call's work ends when its results are there, whatever the host does then.
+    """
+
+    def __init__(self) -> None:
+        self.working = self.waiting = 0.0
+        self._ended: float | None = None  # the last call, if the next one follows it directly
+
+    def __enter__(self) -> "Work":
+        self._thread = ThreadPoolExecutor(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def start(self, call: Callable[[], Any]) -> Any:
+        """`call()`, which begins a call on the device and returns what will be its results."""
+        self._began = time.perf_counter()
+        if self._ended is not None:
+            self.waiting += self._began - self._ended
+        results = call()
+
+        def end() -> float:
+            jax.block_until_ready(results)
+            return time.perf_counter()
+
+        self._end: Future[float] = self._thread.submit(end)
+        return results
+
+    def finish(self) -> None:
+        """Wait for the call."""
+        self._ended = self._end.result()
+        self.working += self._ended - self._began
+
+    def pause(self) -> None:
+        """The time until the next call doesn't count: the device has something else to do."""
+        self._ended = None
+
+    @property
+    def idle(self) -> float | None:
+        """The share of the time that the device waited; None before a second call."""
+        return self.waiting / (self.waiting + self.working) if self.waiting else None
 
 
 class Alone:
@@ -53,14 +101,16 @@ class Alone:
         self._some = cohorts[0] if self.each == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cohorts)
         self._clients.read(self._some)
 
-    def compile(self) -> None:
-        """Compile the next call, where that was not yet done."""
-        self._state = self._clients.of_cohort(self._state)
+    def compile(self) -> bool:
+        """Compile the next call; whether that was not yet done."""
+        self._state, before = self._clients.of_cohort(self._state), self._compiled.seconds
         self._call = self._compiled(self._state, self._some, self._setup.key)
+        return self._compiled.seconds > before
 
-    def start(self) -> None:
+    def start(self) -> list[Report]:
         """Begin the next call; the device works on it while the host goes on."""
         self._state, self._reports = self._call(self._state, self._some, self._setup.key)
+        return [self._reports]
 
     def finish(self) -> list[list[Report]]:
         """Wait for the call: for each run the reports of its rounds."""
@@ -114,13 +164,16 @@ class Together:
             self._data = each, _stacked(each)
         self._some = _stacked([one._replace(data=()) for one in cohorts])._replace(data=self._data[1])
 
-    def compile(self) -> None:
-        """Compile the next call, where that was not yet done."""
+    def compile(self) -> bool:
+        """Compile the next call; whether that was not yet done."""
+        before = self._compiled.seconds
         self._call = self._compiled(self._state, self._some, self._key)
+        return self._compiled.seconds > before
 
-    def start(self) -> None:
+    def start(self) -> list[Report]:
         """Begin the next call; the device works on it while the host goes on."""
         self._state, self._reports = self._call(self._state, self._some, self._key)
+        return [self._reports]
 
     def finish(self) -> list[list[Report]]:
         """Wait for the call: for each run the reports of its rounds."""

@@ -85,7 +85,7 @@ def run_together(
         states = _last_states(runs, quiet)
         done, end = first.progress.round, min(stop_at or first.config.rounds, first.config.rounds)
         with Profile(first.workdir / "profile", min(done + 2, end), profile) as recording:
-            states, compile_seconds = _play(runs, states, end, interrupt, recording, quiet)
+            states, measured = _play(runs, states, end, interrupt, recording, quiet)
         for each in runs:
             each.checkpoints.wait()
         if first.progress.round < first.config.rounds:
@@ -94,7 +94,7 @@ def run_together(
                     signal, first.progress.round, first.workdir if len(runs) == 1 else first.workdir.parent
                 )
             return None
-        summaries = [each.summarise(state, compile_seconds) for each, state in zip(runs, states, strict=True)]
+        summaries = [each.summarise(state) | measured for each, state in zip(runs, states, strict=True)]
     for each, summary in zip(runs, summaries, strict=True):
         each.write(summary)
     return summaries
@@ -173,11 +173,10 @@ class _Run:
         self.checkpoints.save(state, self.progress)
         self.saved = self.progress.round
 
-    def summarise(self, state: State, compile_seconds: float) -> dict[str, Any]:
+    def summarise(self, state: State) -> dict[str, Any]:
         """The summary, and what is written of the last models."""
         config, setup = self.config, self.setup
         summary = protocol.summarise(config, setup, state, self.progress, self.checkpoints, self.main)
-        summary["compile_seconds"] = compile_seconds
         if setup.federation.task == "multi":
             _write_classes(config, setup, hosts.here(state), self.folder)
         if setup.federation.task == "mask" and config.plots:
@@ -234,12 +233,12 @@ def _play(
     interrupt: "Interrupt",
     recording: "Profile",
     quiet: bool,
-) -> tuple[list[State], float]:
-    """The rounds up to `end`; returns the last states and the seconds of compilation."""
+) -> tuple[list[State], dict[str, float | None]]:
+    """The rounds up to `end`; returns the last states and what was measured, for the summary."""
     first, config = runs[0], runs[0].config
     done = first.progress.round
     if done >= end:
-        return states, 0.0
+        return states, {"compile_seconds": 0.0, "idle": None}
     if len(runs) == 1:
         played = rounds.Alone(config, first.setup, states[0], done, end)
     else:
@@ -247,22 +246,25 @@ def _play(
             [(each.config, each.setup, state) for each, state in zip(runs, states, strict=True)], done
         )
     stopping = hosts.any_of(interrupt.signal)
-    with log.Progress(config.rounds, done, quiet, metric=first.main) as bar:
+    with log.Progress(config.rounds, done, quiet, metric=first.main) as bar, rounds.Work() as work:
         for round in range(done + played.each, end + 1, played.each):  # the last one of each call
             if stopping is not None:
                 break
-            played.compile()
+            if played.compile():
+                work.pause()
             began = time.perf_counter()
             with recording.of(round - played.each + 1):
-                played.start()
+                work.start(played.start)
             if round < end:
                 played.gather(round)  # the host reads and gathers the next cohort while the device works
+            work.finish()
             reports = played.finish()
             seconds = (time.perf_counter() - began) / played.each
             losses = [each.count(own, seconds / len(runs)) for each, own in zip(runs, reports, strict=True)]
             values: list[float | None] = [None]
             improved = False
             if round % config.eval.every == 0 or round == config.rounds:
+                work.pause()
                 found = [each.evaluate(played.state(i), reports[i][-1], losses[i]) for i, each in enumerate(runs)]
                 values, improved = [value for value, *_ in found], any(better for _, better, _ in found)
                 for *_, line in found:
@@ -271,11 +273,13 @@ def _play(
             stopping = hosts.any_of(interrupt.signal)
             # All of them or none, so that they can go on together.
             if improved or round % config.checkpoint.every == 0 or round == end or stopping is not None:
+                work.pause()
                 for i, each in enumerate(runs):
                     each.save(played.state(i))
             known = [value for value in values if value is not None]
             bar.update(round, float(np.mean(losses)), float(np.mean(known)) if known else None, seconds)
-    return [played.state(i) for i in range(len(runs))], played.compile_seconds
+    measured = {"compile_seconds": played.compile_seconds, "idle": work.idle}
+    return [played.state(i) for i in range(len(runs))], measured
 
 
 def finished(workdir: Path, config: Any) -> bool:

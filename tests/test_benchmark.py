@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "by_clients", lambda: {"10 clients": 0.25})
     monkeypatch.setattr(benchmark, "by_how", lambda: {"client.map=map": 0.125})
     monkeypatch.setattr(benchmark, "by_population", lambda: {"100 clients, 50 a round": 300.0})
+    monkeypatch.setattr(benchmark, "by_streaming", lambda: {"share of the time that the device waits": 0.03125})
     monkeypatch.setattr(benchmark, "pfa_against_numpy", lambda: {"ratio ours / NumPy": 0.375})
     monkeypatch.setattr(benchmark, "kd3a_against_torch", lambda: {"ratio ours / PyTorch": 0.875})
     monkeypatch.setattr(benchmark, "prrfl_against_torch", lambda: {"ratio DET / FedAvg": 2.125})
@@ -108,6 +111,21 @@ def test_by_call():
     found = benchmark.by_call(population=4, size=2, calls=(1, 2), rounds=4)
     assert list(found) == ["rounds_per_call=1", "rounds_per_call=2"]
     assert all(seconds > 0 for seconds in found.values())
+
+
+def test_by_streaming():
+    found = benchmark.by_streaming(users=6, size=2, rounds=3, side=8, model="cnn_pfl")
+    assert found["seconds per round"] > 0
+    assert found["seconds to read a cohort meanwhile"] > 0
+    assert 0 < found["share of the time that the device waits"] < 1
+
+
+def test_needs_neither_ml_collections_nor_tfds():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('ml_collections', 'tensorflow_datasets', 'tensorflow')))"
+    program = f"{blocked}; from fedjax_pfl import benchmark; print(benchmark.by_lanes(clients=3, epochs=1))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "utilisation" in done.stdout
 
 
 def test_by_runs():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_pfl import algorithms, benchmark, checkpoint, core, experiment, lanes, metrics, protocol, train
+from fedjax_pfl import algorithms, benchmark, checkpoint, core, experiment, lanes, metrics, protocol, rounds, train
 from fedjax_pfl import config as configuration
 from fedjax_pfl.errors import UserError
 
@@ -93,6 +93,45 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(method, tmp_path):
 
 def _utilisation(workdir: Path) -> float:
     return json.loads((workdir / "summary.json").read_text())["utilisation"]
+
+
+def test_how_long_the_device_waits(tmp_path):
+    """What lies between a call's results and the next call, but for what the device itself has to do there."""
+
+    class Results:  # what `jax.block_until_ready` waits for
+        def __init__(self, seconds: float) -> None:
+            self.ready = time.perf_counter() + seconds
+
+        def block_until_ready(self) -> None:
+            time.sleep(max(0, self.ready - time.perf_counter()))
+
+    def round(work: rounds.Work, device: float, host: float, after: float = 0) -> None:
+        work.start(lambda: Results(device))
+        time.sleep(host)
+        work.finish()
+        time.sleep(after)
+
+    with rounds.Work() as work:
+        assert work.idle is None
+        for _ in range(2):
+            round(work, device=0.5, host=0.25)  # done before the device is
+        assert work.working >= 1
+        assert work.waiting < 0.25
+        round(work, device=0.1, host=0.4, after=0.2)
+        round(work, device=0.1, host=0)
+        assert work.waiting >= 0.5
+        assert work.idle == work.waiting / (work.waiting + work.working)
+        before = work.waiting
+        time.sleep(0.2)
+        work.pause()
+        round(work, device=0, host=0)
+        assert work.waiting == before
+
+    train.run(small("fedavg", rounds=3, **{"eval.every": 3, "checkpoint.every": 3}), tmp_path / "three", quiet=True)
+    assert 0 < json.loads((tmp_path / "three" / "summary.json").read_text())["idle"] < 1
+    often = {"eval.every": 1, "eval.best_from": 1.0, "checkpoint.every": 3}  # saved at the end alone
+    train.run(small("fedavg", rounds=3, **often), tmp_path / "each", quiet=True)
+    assert json.loads((tmp_path / "each" / "summary.json").read_text())["idle"] is None
 
 
 def test_clients_that_run_together_wait_for_each_other(tmp_path):
