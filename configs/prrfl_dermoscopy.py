@@ -15,8 +15,9 @@ validation: v2 0.469 (deviation 0.095), 0.773; local 0.401 (0.061), 0.767; fedav
 progressive_sampling 0.435 (0.037), 0.720; cpa 0.418 (0.019), 0.745; fedproto 0.400 (0.043), 0.746; fedprox 0.368 (0.059),
 0.690; square_root_sampling 0.477 (0.021), 0.741; balanced_sampling 0.463 (0.046), 0.796; balanced_softmax 0.414 (0.035), 0.735;
 seesaw 0.407 (0.045), 0.717; focal 0.393 (0.018), 0.717; silobn 0.355 (0.078), 0.697; pfa 0.316 (0.086), 0.535;
-class_balanced 0.376 (0.023), 0.719; equalization 0.312 (0.084), 0.679. Seed 0 alone:
-the other remedies for unequal classes and a split by lesion, with a reading: README. Other words and seeds: not yet run.
+class_balanced 0.376 (0.023), 0.719; equalization 0.312 (0.084), 0.679; reweight 0.328 (0.061), 0.623; crt 0.348 (0.045),
+0.692; crt_local 0.388 (0.034), 0.704; tau_norm 0.402 (0.044), 0.725. Split by lesion (seed 0), with a reading: README. Other
+words, and the paper's setting: not yet run.
 """
 
 from collections.abc import Mapping
