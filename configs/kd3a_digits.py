@@ -11,14 +11,13 @@ on a GPU: --config.data.digit5.path=<DigitFive> and the five files' options empt
 Command: python launch.py --config=configs/kd3a_digits.py:det-usps
 Published (Digit-5, not comparable: other data and sizes), target accuracy of KD3A: MNIST 99.2, MNIST-M 87.3, SVHN 85.6, Synth
 89.4, USPS 98.5.
-Measured (seed 0, 2 CPU cores beside other work), target USPS: kd3a 0.909, det 0.891, local with labels 0.961, another domain's
-model 0.584 on average, 0.713 at best; the sources' own models, mean: kd3a 0.802, det 0.886, local 0.894.
-Target MNIST-M: kd3a 0.598, det 0.617, labels 0.879, another domain's model 0.343 on average, 0.552 at best; the
-sources' own models: kd3a 0.845, det 0.906, local 0.915; malicious50 0.554, irrelevant 0.621. kd3a on
-mnist 0.951, svhn 0.665, synth 0.495 (best other domain's model 0.885, 0.520, 0.386), det 0.945, 0.697, 0.506. FedAvg on the
-sources (pooled): mnist 0.959 (0.958), mnist_m 0.709 (0.698), svhn 0.593 (0.656), synth 0.532 (0.580), usps 0.860 (0.852).
-Seed 1, kd3a and fedavg: usps 0.911, 0.867, mnist_m 0.670, 0.718, mnist 0.949, 0.951, svhn 0.729, 0.579, synth 0.539, 0.487;
-malicious30-mnist_m (seed 0) 0.556. The others: not yet run.
+Measured (mean of seeds 0, 1, 2; CPU cores beside other work; README has spreads and each source's accuracy), accuracy on the
+target mnist, mnist_m, svhn, synth, usps: kd3a 0.953, 0.630, 0.698, 0.522, 0.907; det 0.951, 0.631, 0.692, 0.518, 0.897; fedavg
+0.958, 0.707, 0.588, 0.513, 0.859; pooled 0.963, 0.683, 0.649, 0.569, 0.858; source-only, mean of the other domains' models
+(best) 0.737 (0.891), 0.345 (0.534), 0.355 (0.544), 0.269 (0.380), 0.597 (0.705); with labels 0.971, 0.872, 0.926, 0.801, 0.962.
+The sources' own models, mean over sources, for these targets: alone 0.890, 0.915, 0.902, 0.933, 0.893; kd3a 0.785, 0.849,
+0.860, 0.896, 0.783; det 0.884, 0.906, 0.899, 0.926, 0.887. Seed 0, on mnist_m: malicious30 0.556, malicious50 0.554, irrelevant
+0.621. The others (kd3a_paper, further variants of the deputies, fedhealth): not yet run.
 """
 
 from collections.abc import Mapping
