@@ -1,6 +1,6 @@
 """Who takes part in a round and with which examples: sampling on the host, rows gathered on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -131,7 +131,7 @@ class Rows:
         self.shared = self.n > 1 and all(rows is index[0] for rows in index)  # everybody has the same rows
         self._noise = np.zeros(self.n, np.float32) if noise is None else np.asarray(noise, np.float32)
         self._always = pool.resident  # padded to n_max
-        self._last: tuple[tuple[bytes, int], ClientData] | None = None
+        self._last: tuple[tuple[bytes, bytes, int], ClientData] | None = None
 
     def pad_to(self, n_max: int) -> None:
         """From now on pad every client to so many rows, whatever the pool."""
@@ -145,40 +145,34 @@ class Rows:
         """The targets [count, ...] of one client, on the host."""
         return np.asarray(self.pool.y[self._index[id]])
 
-    def __call__(self, ids: np.ndarray, among: np.ndarray | None = None) -> ClientData:
+    def __call__(
+        self, ids: np.ndarray, among: np.ndarray | None = None, *, starts: np.ndarray | None = None, most: int = 0
+    ) -> ClientData:
         """The examples of the given clients, [K, n_max, ...]; an id of N or more has none.
 
         They are padded as those of `among` together would be (None: as they themselves).
+
+        Args:
+            starts: [K] the first row to give of each client (None: all its rows).
+            most: rows of each at most (0: all).
         """
         ids = np.asarray(ids, np.int32)
+        starts = np.zeros(len(ids), np.int32) if starts is None else starts
         n_max = self._padded(ids if among is None else among)
-        if self._last is not None and self._last[0] == (ids.tobytes(), n_max):
+        n_max = min(n_max, most or n_max)
+        asked = (ids.tobytes(), starts.tobytes(), n_max)
+        if self._last is not None and self._last[0] == asked:
             return self._last[1]  # a cohort of all clients is gathered once
         rows = np.zeros((len(ids), n_max), np.int32)
         counts = np.zeros(len(ids), np.int32)
         noise = np.zeros(len(ids), np.float32)
-        for k, id in enumerate(ids):
+        for k, (id, start) in enumerate(zip(ids, starts, strict=True)):
             if id < self.n:
-                counts[k], noise[k] = self.counts[id], self._noise[id]
-                rows[k, : counts[k]] = self._index[id]
+                some = self._index[id][start : start + n_max]
+                counts[k], noise[k], rows[k, : len(some)] = len(some), self._noise[id], some
         data = ClientData(jnp.asarray(ids), jnp.asarray(counts), *self.pool.take(rows), jnp.asarray(noise))
-        self._last = ((ids.tobytes(), n_max), data)
+        self._last = (asked, data)
         return data
-
-    def slices(self, id: int, size: int) -> Iterator[ClientData]:
-        """One client's examples, `size` [size, ...] at a time, the last of them padded; `count` says how many are real.
-
-        What no device could hold at once is scored this way. The next slice is read when it is asked for: dispatch the
-        work on one before asking for the next.
-        """
-        index = self._index[id]
-        for start in range(0, len(index), size):
-            some = index[start : start + size]
-            rows = np.concatenate([some, np.zeros(size - len(some), some.dtype)]).astype(np.int32)
-            yield ClientData(
-                jnp.asarray(np.int32(id)), jnp.asarray(np.int32(len(some))), *self.pool.take(rows),
-                jnp.asarray(self._noise[id]),
-            )  # fmt: skip
 
     def _padded(self, ids: np.ndarray) -> int:
         """The rows that each of these clients is padded to."""
@@ -212,18 +206,23 @@ def assemble(
     padding = -len(ids) % (chunk * devices)
     ids = np.concatenate([ids, np.full(padding, rows.n)]).astype(np.int32)
     weight = np.concatenate([weight, np.zeros(padding, np.float32)])
-    dealt = np.arange(len(ids)).reshape(-1, devices, chunk).swapaxes(0, 1).reshape(-1)
-    ids, weight = ids[dealt], weight[dealt]
-    mine = _of_this_host(len(ids), how)  # a host reads the examples of its own clients alone
+    order = np.arange(len(ids)).reshape(-1, devices, chunk).swapaxes(0, 1).reshape(-1)
+    ids, weight = ids[order], weight[order]
+    mine = of_this_host(len(ids), how)  # a host reads the examples of its own clients alone
     among = ids if among is None else among
     data = rows(ids[mine], among)
     if validation is not None:
         data = data._replace(validation=validation(ids[mine], among))
     places = jnp.asarray(np.where(ids < rows.n, np.arange(len(ids), dtype=np.int32), NOWHERE)[mine]) if stored else ()
     cohort = Cohort(jnp.asarray(ids[mine]), jnp.asarray(weight[mine]), data, places)
+    return dealt(cohort, how)
+
+
+def dealt(rows: Any, how: How) -> Any:
+    """What each host has of the clients (the first axis), as arrays over all hosts."""
     if not (isinstance(how, Sharded) and hosts.several()):
-        return cohort
-    return hosts.spread(cohort, NamedSharding(how.mesh, PartitionSpec(CLIENTS)))
+        return rows
+    return hosts.spread(rows, NamedSharding(how.mesh, PartitionSpec(CLIENTS)))
 
 
 def executed(steps: np.ndarray, how: How) -> int:
@@ -240,7 +239,7 @@ def executed(steps: np.ndarray, how: How) -> int:
     return total
 
 
-def _of_this_host(rows: int, how: How) -> slice:
+def of_this_host(rows: int, how: How) -> slice:
     """Which of a cohort's rows this host's devices have; the mesh names the devices host by host."""
     if not (isinstance(how, Sharded) and hosts.several()):
         return slice(rows)

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from fedjax_pfl import compiler, local, metrics, store, tree
-from fedjax_pfl.cohort import Rows
-from fedjax_pfl.core import Algorithm, Client, ClientData, How, State, Variables, client_map
+from fedjax_pfl import compiler, hosts, local, metrics, store, tree
+from fedjax_pfl.cohort import Rows, dealt, of_this_host
+from fedjax_pfl.core import Algorithm, Client, ClientData, How, Sharded, State, Variables, client_map, everywhere
 from fedjax_pfl.local import Training
 from fedjax_pfl.models.ctran import UNKNOWN
 from fedjax_pfl.problem import Problem
 
+T = TypeVar("T")
 POOLED = ("single", "multi")  # tasks whose metrics are also computed on the rows of all clients together
 MOST_NAMED = 1000  # clients with a key of their own, where one model on one test set makes all their values equal
 
@@ -102,7 +105,7 @@ class Evaluator:
         groups: where clients' models are of several architectures: the problem of each, and its members.
     """
 
-    GROUP_BYTES = 256 * 2**20
+    GROUP_BYTES = 256 * 2**20  # of rows that are scored together; as much is read meanwhile
 
     def __init__(
         self,
@@ -190,43 +193,62 @@ class Evaluator:
                 found += each.scores(candidate, state._replace(clients=clients), split, mine, new_client, known)
             yield from sorted(found, key=lambda scores: scores.id)
             return
-        rows = self._splits[split]
-        scorer = self._compiled.setdefault(
-            candidate, jax.jit(self._scorer(candidate), compiler_options=compiler.options())
-        )
+        rows, devices = self._splits[split], self._how.mesh.size if isinstance(self._how, Sharded) else 1
+        # Where devices outnumber clients they share a client's rows; a model that is trained first is trained once.
+        size = self._rows_at_once(rows, 1 if candidate.trains else -(-devices // max(1, len(ids))))
+        pieces = [(id, start) for id in map(int, ids) for start in range(0, int(rows.counts[id]), size)]
+        group = max(1, min(self.GROUP_BYTES // (rows.pool.row_bytes * size), len(pieces)))
+        group += -group % devices
 
-        def in_slices(id: int) -> Any:
-            """A client whose rows don't fit in memory together: a slice of them at a time."""
-            size = max(1, self.GROUP_BYTES // rows.pool.row_bytes)
-            train = self._train(candidate, np.array([id], np.int32))
-            mine, row = self._clients(state, new_client, np.array([id], np.int32))
-            parts, start = [], 0
-            for part in rows.slices(id, size):
-                states = None if known is None else self._states(rows, np.array([id]), known, start, size)
-                data = jax.tree.map(lambda leaf: leaf[None], part)
-                # Fetched at once, so that one slice is on the device at a time.
-                some = scorer(mine, data, train, states, row, self._key)
-                parts.append(jax.tree.map(lambda leaf: np.asarray(leaf[0]), some))
-                start += size
-            return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: rows.counts[id]], *parts)
+        def dispatched() -> Iterator[tuple[list[tuple[int, int]], Any]]:
+            for i in range(0, len(pieces), group):
+                some = pieces[i : i + group]
+                padded = some + [(rows.n, 0)] * (group - len(some))
+                yield some, self._dispatch(candidate, state, rows, np.array(padded, np.int32), size, new_client, known)
 
-        group = self.GROUP_BYTES // (rows.pool.row_bytes * rows.n_max)
-        if group == 0:
-            for id in map(int, ids):
-                yield self._said(rows, id, in_slices(id), known)
-            return
-        group = int(np.clip(group, 1, max(1, len(ids))))
-        for start in range(0, len(ids), group):
-            some = ids[start : start + group]
-            padded = np.concatenate([some, np.full(group - len(some), rows.n)]).astype(np.int32)
-            data = rows(padded)
-            states = None if known is None else self._states(rows, padded, known, 0, data.x.shape[1])
-            theirs, places = self._clients(state, new_client, padded)
-            logits = jax.device_get(scorer(theirs, data, self._train(candidate, padded), states, places, self._key))
-            for k, id in enumerate(map(int, some)):
-                count = rows.counts[id]
-                mine = jax.tree.map(lambda leaf, k=k, count=count: leaf[k, :count], logits)
-                yield self._said(rows, id, mine, known)
+        parts: list[Any] = []  # of the client whose rows are being scored
+        for some, logits in _one_ahead(dispatched()):
+            logits = jax.device_get(logits)
+            for k, (id, start) in enumerate(some):
+                count = min(size, int(rows.counts[id]) - start)
+                parts.append(jax.tree.map(lambda leaf, k=k, count=count: leaf[k, :count], logits))
+                if start + count == rows.counts[id]:
+                    yield self._said(rows, id, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), known)
+                    parts.clear()
+
+    def _rows_at_once(self, rows: Rows, parts: int) -> int:
+        """How many rows of a client are scored together: of what fits in memory a whole number of batches, if it is one."""
+        fit, share = max(1, self.GROUP_BYTES // rows.pool.row_bytes), -(-rows.n_max // parts)
+        fit -= fit % self._batch_size if fit > self._batch_size else 0
+        return min(fit, share + -share % self._batch_size, rows.n_max)
+
+    def _dispatch(
+        self,
+        candidate: Candidate,
+        state: State,
+        rows: Rows,
+        pieces: np.ndarray,
+        size: int,
+        new_client: Client | None,
+        known: Known | None,
+    ) -> Any:
+        """What the model says of at most `size` rows of each of these [G, 2] (client, first row), [G, size, ...].
+
+        Each host reads those that its devices score; all get all scores.
+        """
+        if candidate not in self._compiled:
+            placed: dict[str, Any] = {}
+            if isinstance(self._how, Sharded) and hosts.several():
+                placed = {"out_shardings": NamedSharding(self._how.mesh, PartitionSpec())}
+            self._compiled[candidate] = jax.jit(self._scorer(candidate), compiler_options=compiler.options(), **placed)
+        theirs, places = self._clients(state, new_client, pieces[:, 0])
+        mine = of_this_host(len(pieces), self._how)
+        ids, starts = pieces[mine].T
+        data = rows(ids, pieces[:, 0], starts=starts, most=size)
+        train = self._splits["train"](ids, pieces[:, 0]) if candidate.trains else None
+        states = None if known is None else self._states(rows, ids, starts, known, data.x.shape[1])
+        of_clients = dealt((data, train, states, jnp.asarray(places[mine]), jnp.asarray(starts)), self._how)
+        return self._compiled[candidate](theirs, *of_clients, self._key)
 
     def pooled(self, candidate: Candidate, state: State, split: str, ids: np.ndarray) -> Scores | None:
         """The scores of the rows of all these clients together (of a set that all share: once); None without rows."""
@@ -240,39 +262,36 @@ class Evaluator:
         self, candidate: Candidate, state: State, split: str, id: int, choose: Callable[[np.ndarray], int]
     ) -> tuple[np.ndarray, np.ndarray, Variables]:
         """One row of a client, as stored, its target and the client's model; `choose` names it by the client's targets."""
-        rows = self._splits[split]
+        state, rows = hosts.here(state), self._splits[split]
         row = rows.index(id)[choose(rows.targets(id))]
-        train = self._train(candidate, np.array([id], np.int32))
-        train = None if train is None else jax.tree.map(lambda leaf: leaf[0], train)
-        data = train or ClientData(jnp.int32(id), *[jnp.zeros(())] * 4)
-        clients = store.take(state.clients, np.array([id], np.int32))
-        variables = candidate.model(state, jax.tree.map(lambda leaf: leaf[0], clients), data, self._key)
+        one = np.array([id], np.int32)
+        data = self._splits["train"](one) if candidate.trains else ClientData(jnp.asarray(one), *[jnp.zeros(1)] * 4)
+        client, data = jax.tree.map(lambda leaf: leaf[0], (store.take(state.clients, one), data))
+        variables = candidate.model(state, client, data, hosts.here(self._key))
         x, y = rows.pool.take(np.array([row]))
         return np.asarray(x[0]), np.asarray(y[0]), variables
 
-    def _train(self, candidate: Candidate, ids: np.ndarray) -> ClientData | None:
-        return self._splits["train"](ids) if candidate.trains else None
-
-    def _clients(self, state: State, new_client: Client | None, ids: np.ndarray) -> tuple[State, Array]:
-        """A state that holds these clients' states, and which row is each one's [G]."""
+    def _clients(self, state: State, new_client: Client | None, ids: np.ndarray) -> tuple[State, np.ndarray]:
+        """A state that holds these clients' states, and which row is each one's [G] int32."""
         if new_client is not None:
-            return state._replace(clients=tree.broadcast(new_client, 1)), jnp.zeros(len(ids), jnp.int32)
+            only = everywhere(tree.broadcast(new_client, 1), self._how)
+            return state._replace(clients=only), np.zeros(len(ids), np.int32)
         if isinstance(state.clients, store.Store):
-            return state._replace(clients=state.clients.take(ids)), jnp.arange(len(ids), dtype=jnp.int32)
+            return state._replace(clients=state.clients.take(ids)), np.arange(len(ids), dtype=np.int32)
         if self._rows_of:
             ids = np.array([self._rows_of.get(int(id), 0) for id in ids], np.int32)
-        return state, jnp.asarray(ids)
+        return state, ids
 
     def _said(self, rows: Rows, id: int, logits: Any, known: Known | None) -> Scores:
         y = rows.targets(id)
         unknown = None if known is None else known.states(y, rows.index(id)) == UNKNOWN
         return Scores(id, logits, y, unknown)
 
-    def _states(self, rows: Rows, ids: np.ndarray, known: Known, start: int, size: int) -> Array:
-        """[G, size, C] int8 states of rows start ... start + size of each client; padding is unknown."""
+    def _states(self, rows: Rows, ids: np.ndarray, starts: np.ndarray, known: Known, size: int) -> Array:
+        """[G, size, C] int8 states of rows starts ... starts + size of each client; padding is unknown."""
         labels = rows.pool.y.shape[1]
         states = np.full((len(ids), size, labels), UNKNOWN, np.int8)
-        for k, id in enumerate(ids):
+        for k, (id, start) in enumerate(zip(ids, starts, strict=True)):
             if id < rows.n:
                 index = rows.index(id)[start : start + size]
                 states[k, : len(index)] = known.states(rows.pool.y[index], index)
@@ -286,13 +305,25 @@ class Evaluator:
             return metrics.masks(logits, y) if self._task == "mask" else logits
 
         def scores(
-            state: State, data: ClientData, train: ClientData | None, states: Array | None, clients: Array, key: Array
+            state: State,
+            data: ClientData,
+            train: ClientData | None,
+            states: Array | None,
+            clients: Array,
+            starts: Array,
+            key: Array,
         ) -> Any:  # [G, n, ...]
             n_max = data.x.shape[1]
             size = min(batch_size, n_max)
 
             def one_client(
-                state: State, key: Array, data: ClientData, train: ClientData, states: Array | None, client: Array
+                state: State,
+                key: Array,
+                data: ClientData,
+                train: ClientData,
+                states: Array | None,
+                client: Array,
+                begin: Array,
             ) -> Any:
                 variables = candidate.model(state, tree.take(state.clients, client), train, key)
                 key = jax.random.fold_in(key, data.id)
@@ -302,7 +333,8 @@ class Evaluator:
                     index = jnp.minimum(start + jnp.arange(size, dtype=start.dtype), n_max - 1)
                     told = {} if states is None else {"states": jnp.take(states, index, axis=0)}
                     x, y = jnp.take(data.x, index, axis=0), jnp.take(data.y, index, axis=0)
-                    some = said(variables, x, y, data.noise, jax.random.fold_in(key, i), **told)
+                    key_batch = jax.random.fold_in(key, begin // size + i)
+                    some = said(variables, x, y, data.noise, key_batch, **told)
                     put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
                     return jax.tree.map(put, out, some)
 
@@ -313,10 +345,19 @@ class Evaluator:
                 return jax.tree.map(lambda leaf: leaf[:n_max], out)
 
             return client_map(one_client, self._how, (state, key))(
-                data, data if train is None else train, states, clients
+                data, data if train is None else train, states, clients, starts
             )
 
         return scores
+
+
+def _one_ahead(these: Iterator[T]) -> Iterator[T]:
+    """The same, each asked for before the one before it is given away: the device works on it meanwhile."""
+    before = list(islice(these, 1))
+    for one in these:
+        yield before[0]
+        before = [one]
+    yield from before
 
 
 def pool(scores: Sequence[Scores]) -> Scores:

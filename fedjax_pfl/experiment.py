@@ -93,21 +93,14 @@ def prepare(config: Any) -> Setup:
             federation.client_names,
             splits,
             batch_size=config.eval.batch_size,
-            how=_on_this_host(training.how),
-            key=key_eval,
+            how=training.how,
+            key=core.everywhere(key_eval, training.how),
             groups=[(each, of.members) for each, of in groups],
         ),
         evaluate.candidates(algorithm, training, config.eval.tune_epochs),
         core.everywhere(key_rounds, training.how),
         init,
     )
-
-
-def _on_this_host(how: core.How) -> core.How:
-    """Each host evaluates all clients, on its own devices."""
-    if not (isinstance(how, core.Sharded) and hosts.several()):
-        return how
-    return core.Sharded(core.mesh(jax.local_devices()), how.how)
 
 
 def _place(config: Any, algorithm: Algorithm, variables: Any, n: int) -> str:

@@ -29,7 +29,6 @@ def evaluation(
         held_out: besides, `held_out/<model>/...`: the test split of the clients that never trained, each as a newcomer.
         known: labels that a label-mask model is told.
     """
-    state = hosts.here(state)
     trainers, everybody = np.arange(setup.trainers), np.arange(len(setup.federation.client_names))
     one = one_model(setup, state)
     found: dict[str, float | None] = {}
@@ -112,7 +111,6 @@ def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | N
     A row without its diagonal says how a model trained at one client does elsewhere (source-only transfer). Models that
     adapt to a client's data are here as they were before.
     """
-    state = hosts.here(state)
     names, everybody = setup.federation.client_names[: setup.trainers], np.arange(setup.trainers)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for i, name in enumerate(names):
@@ -120,7 +118,7 @@ def cross(setup: Setup, state: State) -> dict[str, dict[str, dict[str, float | N
         def of_one(state: State, client: Any, data: core.ClientData, key: Any, i: int = i) -> core.Variables:
             return setup.algorithm.client_model(state.server, client, jnp.int32(i))
 
-        client = jax.tree.map(lambda leaf: leaf[0], store.take(state.clients, np.array([i], np.int32)))
+        client = jax.tree.map(lambda leaf: leaf[0], store.take(hosts.here(state.clients), np.array([i], np.int32)))
         values = setup.evaluator(evaluate.Candidate(of_one), state, "test", everybody, client)
         for key, value in values.items():
             metric, _, client = key.partition("/client/")

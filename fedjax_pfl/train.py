@@ -178,9 +178,9 @@ class _Run:
         config, setup = self.config, self.setup
         summary = protocol.summarise(config, setup, state, self.progress, self.checkpoints, self.main)
         if setup.federation.task == "multi":
-            _write_classes(config, setup, hosts.here(state), self.folder)
+            _write_classes(config, setup, state, self.folder)
         if setup.federation.task == "mask" and config.plots:
-            _draw_masks(setup, hosts.here(state), self.folder)
+            _draw_masks(setup, state, self.folder)
         return summary
 
     def write(self, summary: dict[str, Any]) -> None:

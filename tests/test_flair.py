@@ -289,19 +289,23 @@ def test_a_cohort_is_padded_to_its_own_largest_client(made: Made, reads: list) -
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 1000])
-def test_slices_of_one_client(size: int, made: Made) -> None:
+def test_parts_of_clients(size: int, made: Made) -> None:
+    """As many as asked for, of clients whose turn is at different rows; each knows its id, its noise and its count."""
     f, streamed, _ = pools(made)
     tests = cohort.Rows(streamed.pool, f.test, f.noise + np.float32(0.5))
     assert tests.shared
     assert not streamed.shared
     count = len(f.test[3])
-    slices = list(tests.slices(3, size))
-    assert len(slices) == -(-count // size)
-    assert {part.x.shape for part in slices} == {(size, *PIXELS)}
-    assert {part.y.shape for part in slices} == {(size, len(COARSE))}
-    assert {(int(part.id), float(part.noise)) for part in slices} == {(3, 0.5)}
-    x, y = (np.concatenate([np.asarray(a)[: part.count] for a, part in zip(xs, slices, strict=True)])
-            for xs in ([part.x for part in slices], [part.y for part in slices]))  # fmt: skip
+    starts = np.arange(0, count, size, np.int32)
+    ids = np.append(np.full(len(starts), 3, np.int32), tests.n)
+    parts = tests(ids, starts=np.append(starts, 0), most=size)
+    assert parts.x.shape == (len(ids), min(size, count), *PIXELS)
+    assert parts.y.shape == (len(ids), min(size, count), len(COARSE))
+    np.testing.assert_array_equal(parts.id, ids)
+    np.testing.assert_array_equal(parts.noise[:-1], 0.5)
+    np.testing.assert_array_equal(parts.count, [*np.minimum(count - starts, size), 0])
+    x, y = (np.concatenate([np.asarray(some)[:rows] for some, rows in zip(a, parts.count, strict=True)])
+            for a in (parts.x, parts.y))  # fmt: skip
     np.testing.assert_array_equal(x, made.images[made.split == 2])
     np.testing.assert_array_equal(y, tests.targets(3))
 

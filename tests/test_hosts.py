@@ -69,9 +69,9 @@ def records(workdir: Path) -> list[dict]:
     "options",
     [
         ("--config.method=scaffold",),
-        # clients of very different sizes; newcomers' own states
+        # clients of very different sizes; newcomers' own states; every model on everybody's data
         ("--config.method=fedbn", "--config.cohort.resident=never", "--config.split.partition=quantity",
-         "--config.split.quantity.clients=6", "--config.eval.held_out=1"),
+         "--config.split.quantity.clients=6", "--config.eval.held_out=1", "--config.eval.cross=True"),
     ],
     ids=["scaffold", "fedbn"],
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_one_program_on_all_hosts(monkeypatch):
     rows = cohort.Rows(pool, [np.arange(count) for count in (3, 20, 2, 17)])
     shapes = []
     for mine in (slice(0, 2), slice(2, 4)):
-        monkeypatch.setattr(cohort, "_of_this_host", lambda rows, how, mine=mine: mine)
+        monkeypatch.setattr(cohort, "of_this_host", lambda rows, how, mine=mine: mine)
         shapes.append(cohort.assemble(rows, np.arange(4), validation=rows).data)
     assert shapes[0].x.shape == shapes[1].x.shape == (2, 20, 2)
     assert shapes[0].validation.x.shape == shapes[1].validation.x.shape
