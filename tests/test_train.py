@@ -119,7 +119,7 @@ def test_how_long_the_device_waits(tmp_path):
         assert work.waiting < 0.25
         round(work, device=0.1, host=0.4, after=0.2)
         round(work, device=0.1, host=0)
-        assert work.waiting >= 0.5
+        assert work.waiting >= 0.4  # 0.5, if its thread is asked at once
         assert work.idle == work.waiting / (work.waiting + work.working)
         before = work.waiting
         time.sleep(0.2)
